@@ -1,0 +1,60 @@
+"""Settings: frozen dataclasses whose fields carry their own help, checked in one go.
+
+The same object is built from Python and from flags; the string under a field is the flag's help, so the two cannot
+drift apart.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vqcortex.errors import ConfigError
+
+
+@lru_cache(maxsize=64)
+def help_of(cls: type) -> dict[str, str]:
+    """Return the docstring under each field of a settings class, inherited fields included.
+
+    Example:
+        >>> from vqcortex.pipelines.settings import ScoreSettings
+        >>> help_of(ScoreSettings)["draws"]
+        'Noisy copies per image, at least 1; ignored by methods without noise.'
+    """
+    found: dict[str, str] = {}
+    for one in reversed(cls.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        if not isinstance(body, ast.ClassDef):
+            continue
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+                assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
+
+
+def raise_all(problems: Iterable[str]) -> None:
+    """Raise one ConfigError that lists every problem, or return quietly if there is none."""
+    if found := list(problems):
+        lines = "; ".join(found)
+        raise ConfigError(f"{len(found)} setting{'s' if len(found) > 1 else ''} wrong: {lines}")
+
+
+def plain(settings: object) -> dict[str, Any]:
+    """Return a settings object as values JSON can hold: paths become text, tuples become lists."""
+    return {one.name: _plain(getattr(settings, one.name)) for one in fields(settings)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value

@@ -1,0 +1,51 @@
+"""Weights on disk: safetensors only, checked before use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vqcortex.errors import ModelError
+from vqcortex.files import hash_of_file, replacing
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Write tensors as they are and return the file's SHA-256."""
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, temporary)
+    return hash_of_file(path)
+
+
+def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read tensors, half precision widened to float32.
+
+    Args:
+        path: A .safetensors file.
+        sha256: What its hash must be; None skips the check.
+    Raises:
+        ModelError: The file is absent, altered, cut short, or holds NaN or infinity.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights {str(path)!r} do not exist; reinstall vqcortex or name a folder that holds them")
+    if sha256 is not None and (found := hash_of_file(path)) != sha256:
+        raise ModelError(
+            f"weights {str(path)!r} have SHA-256 {found[:12]}… where {sha256[:12]}… was recorded; "
+            "the file was altered or cut short: restore it, or make the model again"
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"weights {str(path)!r} are not a whole safetensors file ({error}); restore it") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            broken = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"weights {str(path)!r}: {broken} of {tensor.numel()} numbers of {name!r} are NaN or infinite; "
+                "every weight must be finite: restore the file, or train again with a lower learning rate"
+            )
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -1,0 +1,56 @@
+"""Settings carry their own help and list all their problems."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from vqcortex.config import help_of, plain, raise_all
+from vqcortex.errors import ConfigError
+from vqcortex.pipelines import settings as all_settings
+from vqcortex.pipelines.settings import RunSettings, StudySettings, TrainSettings
+
+CLASSES = [one for one in vars(all_settings).values() if isinstance(one, type) and issubclass(one, StudySettings)]
+
+
+@dataclass(frozen=True)
+class Small:
+    """Two fields."""
+
+    keep: int = 5
+    """Positions kept,
+    per image."""
+    where: Path = Path("a")
+    """A folder."""
+
+
+def test_help_is_the_string_under_the_field():
+    assert help_of(Small) == {"keep": "Positions kept, per image.", "where": "A folder."}
+
+
+@pytest.mark.parametrize("one", CLASSES, ids=lambda one: one.__name__)
+def test_every_setting_has_help_and_sound_defaults(one):
+    assert {field.name for field in fields(one)} == set(help_of(one))
+    one().check()
+
+
+def test_there_are_settings_to_check():
+    assert len(CLASSES) >= 9
+
+
+def test_all_problems_come_in_one_message():
+    with pytest.raises(ConfigError, match="2 settings wrong: epochs=0 must be at least 1; rate=-1 must be above 0"):
+        TrainSettings(epochs=0, rate=-1).check()
+
+
+def test_run_collects_the_problems_of_every_stage():
+    with pytest.raises(ConfigError, match=r"4 settings wrong: .*draws=0.*keep=4.*batch=0|4 settings wrong"):
+        RunSettings(batch=0, draws=0, keep=4, per_concept=1).check()
+
+
+def test_no_problem_is_quiet():
+    raise_all([])
+
+
+def test_plain_values_survive_json():
+    assert plain(Small(where=Path("x/y"))) == {"keep": 5, "where": "x/y"}
