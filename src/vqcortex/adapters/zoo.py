@@ -1,0 +1,116 @@
+"""The embedded models: a VQ-VAE with its prior, shipped inside the package, opened without any download."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+import vqcortex
+from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior
+from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
+from vqcortex.errors import ModelError, UnknownName
+from vqcortex.files import hash_of_bytes
+from vqcortex.weights import load_weights
+
+ZOO = Path(vqcortex.__file__).parent / "zoo"
+
+
+def zoo_names() -> list[str]:
+    """Names that `zoo:NAME` accepts."""
+    return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
+
+
+def load_zoo(name: str) -> ZooModel:
+    """Open the embedded model `name`, on the CPU.
+
+    Raises:
+        UnknownName: There is no such model.
+        ModelError: Its files are absent or altered.
+    """
+    if name not in zoo_names():
+        near = get_close_matches(name, zoo_names(), n=1)
+        hint = f" Did you mean 'zoo:{near[0]}'?" if near else ""
+        raise UnknownName(
+            f"no embedded model named 'zoo:{name}'; known: {', '.join(f'zoo:{n}' for n in zoo_names())}.{hint}"
+        )
+    return open_model(ZOO / name, f"zoo:{name}")
+
+
+def open_model(folder: Path, name: str) -> ZooModel:
+    """Open a folder of model.json, model.safetensors and prior.safetensors."""
+    about = json.loads((folder / "model.json").read_text())
+    first = VQVAE(VQVAESettings(**about["model"]["settings"]))
+    prior = TokenPrior(PriorSettings(**about["prior"]["settings"]))
+    for part, module in (("model", first), ("prior", prior)):
+        tensors = load_weights(folder / about[part]["file"], about[part]["sha256"])
+        try:
+            module.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ModelError(f"{about[part]['file']} of {name!r} does not fit its settings: {error}") from error
+    return ZooModel(name=name, about=about, first=first.eval(), prior=prior.eval())
+
+
+@final
+class ZooModel:
+    """An embedded VQ-VAE behind the adapter protocol.
+
+    Args:
+        name: As given to `load_model`.
+        about: model.json: settings, hashes, concepts, sampling.
+        first: The VQ-VAE.
+        prior: Its class-conditional prior.
+    """
+
+    def __init__(self, *, name: str, about: dict[str, Any], first: VQVAE, prior: TokenPrior) -> None:
+        self.name, self.first, self.prior = name, first, prior
+        self.concepts: tuple[str, ...] = tuple(about["concepts"])
+        self.sampling = Sampling(**about["sampling"])
+        self.size: tuple[int, int] = (first.settings.side, first.settings.side)
+        self.grid: tuple[int, int] = (self.size[0] // 4, self.size[1] // 4)
+        decides = {key: about[key] for key in ("model", "prior", "concepts", "sampling")}
+        self.identity: str = hash_of_bytes(json.dumps(decides, sort_keys=True).encode())
+        still_parts: tuple[nn.Module, nn.Module] = (first, prior)
+        for part in still_parts:
+            part.requires_grad_(False)
+        self._exact_prior: TokenPrior | None = None
+
+    @property
+    def codebook(self) -> Float[Tensor, "k d"]:
+        return self.first.codes
+
+    def encode(self, pixels: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
+        x = pixels.mean(1, keepdim=True) if self.first.settings.channels == 1 else pixels
+        with torch.no_grad():
+            return self.first.tokens_of(x * 2 - 1)
+
+    def embed(self, tokens: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        return self.first.embed(tokens)
+
+    def nearest(self, embedded: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
+        return self.first.distances(embedded).argmin(1)
+
+    def decode(self, embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
+        decoded = self.first.decoder(embedded)
+        return ((decoded + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+
+    def to(self, device: str) -> ZooModel:
+        self.first.to(device)
+        self.prior.to(device)
+        self._exact_prior = None
+        return self
+
+    def generate(self, concept: Int[Tensor, " b"], image_ids: Sequence[str], seed: int) -> Int[Tensor, "b h w"]:
+        # float64, see TokenPrior.sample: the batch size must not change an image.
+        if self._exact_prior is None:
+            self._exact_prior = copy.deepcopy(self.prior).double()
+        with torch.no_grad():
+            flat = self._exact_prior.sample(concept.to(self.codebook.device), image_ids, seed, self.sampling)
+        return flat.unflatten(1, self.grid)

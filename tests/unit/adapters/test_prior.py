@@ -1,0 +1,72 @@
+"""The prior: cached and uncached sampling agree, draws belong to images."""
+
+import pytest
+import torch
+
+from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior, draw
+from vqcortex.seeds import generator_for
+
+
+def small() -> TokenPrior:
+    torch.manual_seed(0)
+    return TokenPrior(PriorSettings(codes=11, positions=6, concepts=3, width=16, layers=2, heads=2)).double().eval()
+
+
+IDS = [f"image/{i}" for i in range(7)]
+CONCEPT = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+
+
+@torch.no_grad()
+def slow_sample(prior: TokenPrior, concept: torch.Tensor, ids: list[str], sampling: Sampling) -> torch.Tensor:
+    """Without a cache, one image at a time, walking the distribution code by code."""
+    grids = []
+    for one, name in zip(concept, ids, strict=True):
+        uniform = torch.rand(6, generator=generator_for(0, name, "prior"), dtype=torch.float64)
+        tokens: list[int] = []
+        for step in range(6):
+            logits = prior(one[None], torch.tensor([tokens], dtype=torch.int64))[0, -1] / sampling.temperature
+            if sampling.top_k:
+                kept = set(logits.topk(sampling.top_k).indices.tolist())
+                logits = torch.tensor([x if i in kept else -torch.inf for i, x in enumerate(logits.tolist())])
+            probability, passed = logits.double().softmax(0).tolist(), 0.0
+            for code, p in enumerate(probability):
+                passed += p
+                if uniform[step] < passed:
+                    break
+            tokens.append(code)
+        grids.append(tokens)
+    return torch.tensor(grids)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_k=4)])
+def test_the_cache_draws_what_the_naive_loop_draws(sampling):
+    prior = small()
+    with torch.no_grad():
+        fast = prior.sample(CONCEPT, IDS, 0, sampling)
+    assert torch.equal(fast, slow_sample(prior, CONCEPT, IDS, sampling))
+
+
+def test_company_and_order_change_no_draw():
+    prior = small()
+    with torch.no_grad():
+        together = prior.sample(CONCEPT, IDS, 0, Sampling())
+        backwards = prior.sample(CONCEPT.flip(0), IDS[::-1], 0, Sampling()).flip(0)
+        alone = torch.cat([prior.sample(CONCEPT[[i]], [IDS[i]], 0, Sampling()) for i in range(7)])
+    assert torch.equal(together, alone)
+    assert torch.equal(together, backwards)
+
+
+def test_top_one_is_the_likeliest_code():
+    logits = torch.tensor([[0.0, 3.0, 1.0]]).repeat(5, 1)
+    assert draw(logits, torch.linspace(0, 0.999, 5), Sampling(top_k=1)).tolist() == [1] * 5
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.2, 0.5, 0.3]).log()
+    drawn = draw(logits.expand(10_000, 3), (torch.arange(10_000) + 0.5) / 10_000, Sampling())
+    assert drawn.bincount().tolist() == [2000, 5000, 3000]
+
+
+def test_a_uniform_number_next_to_one_stays_in_the_table():
+    nearly = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert draw(torch.zeros(1, 256), nearly, Sampling()).item() == 255

@@ -1,0 +1,70 @@
+"""The embedded models are whole, and altered ones are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vqcortex.adapters.zoo import ZOO, load_zoo, open_model
+from vqcortex.errors import ModelError
+from vqcortex.files import hash_of_file
+
+FASHION = ZOO / "fashion"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(FASHION, tmp_path / "fashion")
+    return tmp_path / "fashion"
+
+
+def test_everything_shipped_fits_in_six_megabytes():
+    assert sum(path.stat().st_size for path in FASHION.iterdir()) <= 6_000_000
+
+
+def test_an_altered_file_is_refused(copy):
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="was altered or cut short"):
+        open_model(copy, "zoo:fashion")
+
+
+def test_nan_weights_are_refused_even_with_a_fitting_hash(copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["codes"][3, 2] = torch.nan
+    save_file(tensors, copy / "model.safetensors")
+    about = json.loads((copy / "model.json").read_text())
+    about["model"]["sha256"] = hash_of_file(copy / "model.safetensors")
+    (copy / "model.json").write_text(json.dumps(about))
+    with pytest.raises(ModelError, match="1 of 8192 numbers of 'codes' are NaN or infinite"):
+        open_model(copy, "zoo:fashion")
+
+
+def test_a_missing_file_is_named(copy):
+    (copy / "prior.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"prior\.safetensors' do not exist"):
+        open_model(copy, "zoo:fashion")
+
+
+def test_a_changed_setting_is_noticed(copy):
+    about = json.loads((copy / "model.json").read_text())
+    about["model"]["settings"]["wide"] += 1
+    (copy / "model.json").write_text(json.dumps(about))
+    with pytest.raises(ModelError, match="does not fit its settings"):
+        open_model(copy, "zoo:fashion")
+
+
+def test_the_card_tells_the_figures_that_were_measured():
+    figures = json.loads((FASHION / "figures.json").read_text())
+    card = (FASHION / "README.md").read_text()
+    assert f"{figures['test_mse']:.4f}" in card
+    assert all(f"{one['accuracy']:.2%}" in card for one in figures["judges"].values())
+    assert figures["test_mse"] <= 0.020
+    assert figures["codes_alive"] >= 0.95 * figures["codes"]
+
+
+def test_the_model_knows_its_classes():
+    assert load_zoo("fashion").concepts[8] == "Bag"
