@@ -1,0 +1,148 @@
+"""Make the embedded model `zoo:fashion`: one command, seeded, resumable, any device.
+
+    python recipes/fashion/make.py --data idx:/usr/share/datasets/fashion-mnist --work out/fashion
+
+Steps, in order: first stage, judge A (cnn), prior, judge B (patch), export, measure. Kill it anywhere; the same
+command goes on from the last checkpoint. `--only` runs some of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from first_stage import train_first_stage
+from judges_and_prior import cnn_judge, patch_judge, tokenize, train_judge, train_prior
+from torch import Tensor, nn
+
+from vqcortex.adapters.prior import PriorSettings, TokenPrior
+from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
+from vqcortex.calibration import fit_temperature
+from vqcortex.files import hash_of_file, write_json
+from vqcortex.images import read_idx
+from vqcortex.weights import save_weights
+
+CONCEPTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+STEPS = ("vqvae", "cnn", "prior", "patch", "export", "measure")
+# The last 5,000 training images train neither judges nor prior; the judges' temperatures are fitted on them.
+HELD_OUT = 5_000
+# Fixed before any judge saw a generated image: sharper than 1, so that fewer draws fall off the manifold.
+SAMPLING = {"temperature": 0.8, "top_k": 100}
+ZOO = Path(__file__).parents[2] / "src/vqcortex/zoo/fashion"
+EPOCHS = {"vqvae": 8, "cnn": 6, "prior": 4, "patch": 8}
+
+
+def load_data(source: str, split: str, device: str) -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 28, 28) in [-1, 1] and labels (n,), of `idx:FOLDER` or any other image source."""
+    scheme, _, where = source.partition(":")
+    if scheme == "idx":
+        images, labels = read_idx(Path(where), split)
+    else:
+        from vqcortex.images import open_images
+
+        records = list(open_images(source, split))
+        images = np.stack([np.asarray(record.image.convert("L")) for record in records])
+        labels = np.array([record.concept for record in records])
+    pixels = torch.from_numpy(images.copy()).float()[:, None] / 127.5 - 1
+    return pixels.to(device), torch.from_numpy(labels.copy()).long().to(device)
+
+
+def saved_model(module: nn.Module, path: Path) -> nn.Module:
+    """Put a finished checkpoint's weights into `module`."""
+    module.load_state_dict(torch.load(path, weights_only=True)["modules"]["model"])
+    return module.eval()
+
+
+def halved(module: nn.Module) -> dict[str, Tensor]:
+    """Weights for shipping: matrices in half precision, vectors (norms, running statistics) in full."""
+    return {
+        name: tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
+        for name, tensor in module.cpu().state_dict().items()
+    }
+
+
+def export(work: Path, images: Tensor, labels: Tensor, seed: int) -> None:
+    """Write weights, model.json and judges.json into the zoo; `images` are the held-out ones."""
+    first = saved_model(VQVAE(VQVAESettings()), work / "vqvae.pt")
+    prior = saved_model(TokenPrior(PriorSettings()), work / "prior.pt")
+    about = {"concepts": CONCEPTS, "sampling": SAMPLING, "seed": seed}
+    for part, module in (("model", first), ("prior", prior)):
+        name = f"{part}.safetensors"
+        about[part] = {
+            "file": name, "sha256": save_weights(halved(module), ZOO / name), "settings": asdict(module.settings)
+        }  # fmt: skip
+    write_json(ZOO / "model.json", about)
+    judges = []
+    for name, fresh in (("cnn", cnn_judge(seed)), ("patch", patch_judge(seed))):
+        judge = saved_model(fresh, work / f"{name}.pt")
+        with torch.no_grad():
+            logits = torch.cat([judge((part.cpu().expand(-1, 3, -1, -1) + 1) / 2) for part in images.split(500)])
+        file = f"judge_{name}.safetensors"
+        judges.append(
+            {
+                "name": name,
+                "architecture": name,
+                "settings": asdict(judge.settings),
+                "file": file,
+                "sha256": save_weights(halved(judge), ZOO / file),
+                "temperature": round(fit_temperature(logits, labels.cpu()), 6),
+            }  # fmt: skip
+        )
+    write_json(ZOO / "judges.json", {"concepts": CONCEPTS, "judges": judges})
+
+
+def main() -> None:
+    """Run the steps asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", default="torchvision:FashionMNIST", help="idx:FOLDER, torchvision:NAME, hf:NAME, parquet:PATH"
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/fashion"), help="checkpoints; kept between runs")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=STEPS, default=STEPS)
+    chosen = parser.parse_args()
+    images, labels = load_data(chosen.data, "train", chosen.device)
+    seen, seen_labels, work, seed = images[:-HELD_OUT], labels[:-HELD_OUT], chosen.work, chosen.seed
+    seconds: dict[str, float] = {}
+    if "vqvae" in chosen.only:
+        _, seconds["vqvae"] = train_first_stage(images, work, seed=seed, epochs=EPOCHS["vqvae"])
+    if "cnn" in chosen.only:
+        judge = cnn_judge(seed).to(chosen.device)
+        seconds["cnn"] = train_judge("cnn", judge, seen, seen_labels, work, seed=seed, epochs=EPOCHS["cnn"], rate=2e-3)
+    if "prior" in chosen.only:
+        first = saved_model(VQVAE(VQVAESettings()), work / "vqvae.pt").to(chosen.device)
+        grids = tokenize(first, seen)
+        _, seconds["prior"] = train_prior(grids, seen_labels, work, seed=seed, epochs=EPOCHS["prior"])
+    if "patch" in chosen.only:
+        judge = patch_judge(seed).to(chosen.device)
+        rate = 1.5e-3
+        seconds["patch"] = train_judge(
+            "patch", judge, seen, seen_labels, work, seed=seed, epochs=EPOCHS["patch"], rate=rate
+        )
+    for name, spent in seconds.items():
+        about = {
+            "seconds": round(spent),
+            "device": chosen.device,
+            "cores": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        write_json(work / f"{name}.json", about | {"epochs": EPOCHS[name], "machine": platform.machine()})
+    if "export" in chosen.only:
+        export(work, images[-HELD_OUT:], labels[-HELD_OUT:], seed)
+    if "measure" in chosen.only:
+        from measure import measure, write_card
+
+        made = {name: json.loads((work / f"{name}.json").read_text()) for name in EPOCHS}
+        hashes = {path.name: hash_of_file(path) for path in sorted(ZOO.glob("*.safetensors"))}
+        write_json(ZOO / "made.json", {"data": chosen.data.split(":")[0], "seed": seed, "steps": made, "files": hashes})
+        write_card(measure(chosen.data, generated=200))
+
+
+if __name__ == "__main__":
+    main()
