@@ -91,7 +91,7 @@ def export(work: Path, images: Tensor, labels: Tensor, seed: int) -> None:
                 "file": file,
                 "sha256": save_weights(halved(judge), ZOO / file),
                 "temperature": round(fit_temperature(logits, labels.cpu()), 6),
-            }  # fmt: skip
+            }
         )
     write_json(ZOO / "judges.json", {"concepts": CONCEPTS, "judges": judges})
 

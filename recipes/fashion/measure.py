@@ -118,15 +118,18 @@ def write_card(figures: dict[str, Any]) -> None:
         for c, concept in enumerate(model["concepts"])
     ]
     steps = [
-        f"| {name} | {one['epochs']} | {one['seconds'] / 60:.0f} | {one['device']}, {one['cores']} threads, torch {one['torch']} |"
+        f"| {name} | {one['epochs']} | {one['seconds'] / 60:.0f} | "
+        f"{one['device']}, {one['cores']} threads, torch {one['torch']} |"
         for name, one in made["steps"].items()
     ]
     text = Template((Path(__file__).parent / "card.md.in").read_text()).substitute(
-        mse=f"{figures['test_mse']:.4f}", psnr=f"{figures['psnr']:.1f}", alive=figures["codes_alive"], codes=figures["codes"],
+        mse=f"{figures['test_mse']:.4f}", psnr=f"{figures['psnr']:.1f}",
+        alive=figures["codes_alive"], codes=figures["codes"],
         alive_share=f"{figures['codes_alive'] / figures['codes']:.1%}", perplexity=f"{figures['perplexity']:.0f}",
         bits=f"{figures['prior_bits']:.2f}", generated=f"{figures['generated']:,}",
         megabytes=f"{figures['bytes'] / 1e6:.2f}", judges="\n".join(rows), by_class="\n".join(by_class),
-        steps="\n".join(steps), seed=made["seed"], temperature=model["sampling"]["temperature"], top_k=model["sampling"]["top_k"],
+        steps="\n".join(steps), seed=made["seed"], temperature=model["sampling"]["temperature"],
+        top_k=model["sampling"]["top_k"],
         judge_heads=" | ".join(figures["judges"]),
     )  # fmt: skip
     write_bytes(ZOO / "README.md", text.encode())

@@ -35,7 +35,8 @@ def help_of(cls: type) -> dict[str, str]:
         for field, text in zip(body.body, body.body[1:], strict=False):
             is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-                assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                assert isinstance(text, ast.Expr)
+                assert isinstance(text.value, ast.Constant)
                 found[field.target.id] = " ".join(str(text.value.value).split())
     return found
 

@@ -25,8 +25,8 @@ class CodeExhibit:
 
     Args:
         code: The token, 0..k-1.
-        numbers: What the tables say of it, by column name: count, share, low, high, lift, local_rank, global_rank, effect.
-        patches: Decoded neighbourhoods of real occurrences, p squares of 3x3 positions with the code's own in the middle.
+        numbers: What the tables say of it, by column: count, share, low, high, lift, local_rank, global_rank, effect.
+        patches: Decoded neighbourhoods of occurrences: p squares of 3x3 positions, the code's own in the middle.
     """
 
     code: int
@@ -48,7 +48,7 @@ class ConceptExhibit:
         activation_error: Its standard error over images, (h, w).
         images_averaged: Images in that mean.
         codes: The concept's tokens, best first.
-        best_swaps: Rows of the traversal's verified cells: code, row, column, estimated, measured, measured_error (logits).
+        best_swaps: Rows of the verified cells: code, row, column, estimated, measured, measured_error (logits).
     """
 
     name: str

@@ -39,8 +39,8 @@ def test_there_are_settings_to_check():
 
 
 def test_all_problems_come_in_one_message():
-    with pytest.raises(ConfigError, match="2 settings wrong: epochs=0 must be at least 1; rate=-1 must be above 0"):
-        TrainSettings(epochs=0, rate=-1).check()
+    with pytest.raises(ConfigError, match=r"2 settings wrong: epochs=0 must be at least 1; rate=-1.0 must be above 0"):
+        TrainSettings(epochs=0, rate=-1.0).check()
 
 
 def test_run_collects_the_problems_of_every_stage():

@@ -24,9 +24,14 @@ def test_hash_of_a_file_is_the_hash_of_its_bytes(tmp_path):
 def test_an_error_inside_leaves_the_old_file_and_no_trace(tmp_path):
     path = tmp_path / "kept"
     write_bytes(path, b"old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
     assert path.read_bytes() == b"old"
     assert [one.name for one in tmp_path.iterdir()] == ["kept"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, final
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Yields results in the order of `items`, whatever runs where."""
 
@@ -23,3 +24,6 @@ class Serial:
 
     def map(self, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         return map(work, items)
+
+
+SERIAL = Serial()

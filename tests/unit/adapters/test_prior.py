@@ -28,11 +28,10 @@ def slow_sample(prior: TokenPrior, concept: torch.Tensor, ids: list[str], sampli
             if sampling.top_k:
                 kept = set(logits.topk(sampling.top_k).indices.tolist())
                 logits = torch.tensor([x if i in kept else -torch.inf for i, x in enumerate(logits.tolist())])
-            probability, passed = logits.double().softmax(0).tolist(), 0.0
-            for code, p in enumerate(probability):
-                passed += p
-                if uniform[step] < passed:
-                    break
+            code, passed = -1, 0.0
+            while passed <= uniform[step]:
+                code += 1
+                passed += logits.double().softmax(0)[code].item()
             tokens.append(code)
         grids.append(tokens)
     return torch.tensor(grids)

@@ -1,0 +1,103 @@
+"""The command line: each command is a settings class and a public function, nothing more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import vqcortex
+from vqcortex.cli import show
+from vqcortex.cli.flags import command_for
+from vqcortex.errors import VqCortexError
+from vqcortex.pipelines import settings as all_settings
+
+# Command, its settings class, and the function that does the work.
+COMMANDS = {
+    "run": ("RunSettings", "vqcortex.pipelines.run:run"),
+    "tokens": ("TokensSettings", "vqcortex.pipelines.tokens:make_tokens"),
+    "train": ("TrainSettings", "vqcortex.pipelines.train:train"),
+    "score": ("ScoreSettings", "vqcortex.pipelines.score:score"),
+    "concepts": ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    "traverse": ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
+    "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
+    "evaluate": ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
+    "report": ("ReportSettings", "vqcortex.report.stage:report"),
+}
+
+app = typer.Typer(
+    help="What do the discrete tokens of an image generator mean?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# What the closing line points to, inside the study; a stage's own folder where nothing is said.
+RESULTS = {"run": "report/report.html", "report": "report/report.html"}
+
+
+def _action(command: str) -> Callable[[Any], None]:
+    module, _, name = COMMANDS[command][1].partition(":")
+
+    def act(settings: Any) -> None:
+        getattr(import_module(module), name)(settings, progress=show.Bars())
+        show.out.print(f"done: {settings.out / RESULTS.get(command, command)}", markup=False)
+
+    return act
+
+
+for _name, (_class, _) in COMMANDS.items():
+    app.command(_name)(command_for(getattr(all_settings, _class), _action(_name)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the study; continued if it exists.")] = Path("vqcortex-demo"),
+    seed: Annotated[int, typer.Option(help="Every random draw depends on this.")] = 0,
+    device: Annotated[str, typer.Option(help="Where tensors live: cpu, cuda, cuda:1.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Images per step; changes speed and memory, never results.")] = 250,
+) -> None:
+    """The main job on the embedded model zoo:fashion, sized for a few minutes on two CPU cores."""
+    from vqcortex.pipelines.run import demo_settings
+
+    _action("run")(demo_settings(out=out, seed=seed, device=device, batch=batch))
+
+
+@app.command()
+def models(
+    methods: Annotated[bool, typer.Option(help="List extractors, attribution methods and searches as well.")] = False,
+) -> None:
+    """List the models that can be opened, and with --methods everything else that has a name."""
+    from vqcortex.pipelines.models import list_models, list_registries
+
+    show.print_table(("model", "codes", "width", "grid", "pixels", "concepts", "generates"), list_models())
+    if methods:
+        show.out.print()
+        show.print_table(("kind", "names"), list_registries())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    show.out.print(vqcortex.__version__)
+
+
+def main() -> None:
+    """Run the command line; a mistake the user can mend is one line on standard error and exit code 2."""
+    try:
+        app()
+    except VqCortexError as error:
+        show.err.print(f"error: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        show.err.print("stopped; the same command goes on from here")
+        sys.exit(130)
+    except MemoryError as error:
+        show.err.print(f"error: out of memory ({error}); give a smaller --batch, results do not change", markup=False)
+        sys.exit(2)

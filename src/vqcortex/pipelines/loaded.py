@@ -1,0 +1,149 @@
+"""What several stages of a study read: its store, its model, its extractor, its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vqcortex.adapters import load_model
+from vqcortex.adapters.protocol import Adapter
+from vqcortex.errors import StudyError
+from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained
+from vqcortex.files import replacing
+from vqcortex.pipelines.study import Study
+from vqcortex.tokens.store import TokenBatch, TokenStore, open_store
+
+# Images that explain: concept tokens are pooled from these. What is reported about them is measured on test images.
+EXPLAINED = ("train", "validation")
+REPORTED = "test"
+PUBLISHED = "tis"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A study's store, the model that made it, and its extractor on the device."""
+
+    store: TokenStore
+    model: Adapter
+    trained: TrainedExtractor
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Names, in the order of the store's labels and the extractor's logits."""
+        return self.store.manifest.concepts
+
+
+def open_tokens(study: Study, device: str) -> tuple[TokenStore, Adapter]:
+    """The store of a study and the model that its manifest names."""
+    study.record("tokens")
+    store = open_store(study.path("tokens"))
+    model = load_model(store.manifest.model, device)
+    return open_store(study.path("tokens"), model_identity=model.identity, verify=False), model
+
+
+def load_all(study: Study, device: str) -> Loaded:
+    """Store, model and trained extractor of a study."""
+    store, model = open_tokens(study, device)
+    study.record("train")
+    trained = load_trained(study.path("train"), model_identity=model.identity)
+    trained.module.to(device)
+    return Loaded(store, model, trained)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Importance of one shard's images.
+
+    Args:
+        image_ids: In the order of the token shard.
+        importance: By method, (b, h, w).
+        probability: The extractor's calibrated probability of each image's concept, (b,).
+    """
+
+    image_ids: tuple[str, ...]
+    importance: dict[str, Float[Tensor, "b h w"]]
+    probability: Float[Tensor, " b"]
+
+
+def score_name(number: int) -> str:
+    """File of the scores of token shard `number`."""
+    return f"scores-{number:05d}.parquet"
+
+
+def write_scores(scored: Scored, path: Path) -> None:
+    """Write one shard of scores as fixed-size lists of float32, at once or not at all."""
+    columns: dict[str, Any] = {"image_id": pa.array(scored.image_ids)}
+    for name, maps in scored.importance.items():
+        flat = maps.flatten(1).float().cpu().numpy()
+        columns[f"importance:{name}"] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    columns["probability"] = pa.array(scored.probability.float().cpu().numpy())
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def read_scores(path: Path, grid: tuple[int, int]) -> Scored:
+    """Read what `write_scores` wrote.
+
+    Raises:
+        StudyError: The file is torn or not a scores file.
+    """
+    try:
+        table = pq.read_table(path)
+        names = [name for name in table.column_names if name.startswith("importance:")]
+        return Scored(
+            image_ids=tuple(map(str, table["image_id"].to_pylist())),
+            importance={name.partition(":")[2]: _maps(table[name], grid) for name in names},
+            probability=torch.tensor(table["probability"].to_pylist()),
+        )
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise StudyError(f"scores {str(path)!r} cannot be read ({error}); remove the file and run again") from error
+
+
+def _maps(column: Any, grid: tuple[int, int]) -> Float[Tensor, "b h w"]:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(np.array(flat, copy=True)).view(-1, *grid)
+
+
+def scored_shards(study: Study, store: TokenStore, splits: tuple[str, ...]) -> Iterator[tuple[TokenBatch, Scored]]:
+    """Token shards with their scores, one at a time, only the images of some splits."""
+    study.record("score")
+    for number in range(len(store.shards)):
+        batch = store.read(number)
+        scored = read_scores(study.path("score") / score_name(number), store.manifest.grid)
+        if scored.image_ids != batch.image_ids:
+            raise StudyError(
+                f"{score_name(number)} holds scores of other images than token shard {number}; "
+                f"run 'vqcortex score --out {study.folder}' again"
+            )
+        rows = [row for row, split in enumerate(batch.split) if split in splits]
+        yield batch.take(rows), _take(scored, rows)
+
+
+def _take(scored: Scored, rows: list[int]) -> Scored:
+    return Scored(
+        image_ids=tuple(scored.image_ids[row] for row in rows),
+        importance={name: maps[rows] for name, maps in scored.importance.items()},
+        probability=scored.probability[rows],
+    )
+
+
+def code_counts(store: TokenStore, splits: tuple[str, ...]) -> Tensor:
+    """How often each concept's images hold each code, (c, k), over the given splits."""
+    manifest = store.manifest
+    counts = torch.zeros(len(manifest.concepts), manifest.k, dtype=torch.int64)
+    for split in splits:
+        for batch in store.batches(4096, split=split, pictures=False):
+            flat = batch.concept[:, None, None] * manifest.k + batch.tokens
+            counts += flat.flatten().bincount(minlength=counts.numel()).view_as(counts)
+    return counts

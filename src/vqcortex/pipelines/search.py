@@ -1,0 +1,264 @@
+"""Search the codebook: in a region of existing images, and over a whole grid from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vqcortex.errors import ConfigError
+from vqcortex.files import write_json
+from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, code_counts, load_all
+from vqcortex.pipelines.progress import QUIET, Progress
+from vqcortex.pipelines.settings import SearchSettings
+from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
+from vqcortex.pipelines.tokens import choose
+from vqcortex.results import Column, Table, Trace, save_table
+from vqcortex.search.embedding import EmbeddingOptimisation
+from vqcortex.search.protocol import Search
+from vqcortex.search.random_codes import RandomCodes
+from vqcortex.search.selection import TokenSelection
+from vqcortex.search.stability import pairwise_jaccard, pairwise_jaccard_cells
+from vqcortex.tokens.region import Region
+from vqcortex.weights import save_weights
+
+SCRATCH = "scratch"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the search stage left behind.
+
+    Args:
+        image_ids: Of the start images, (b).
+        source: Concept they show, (b,).
+        target: Concept searched for, (b,).
+        start: Their grids, (b, h, w).
+        free: True where tokens could change, (h, w).
+        tokens: By strategy, the final grids, (b, r, h, w).
+        scratch: Free search of whole grids, per concept and restart, (c, r, h, w); None when left out.
+    """
+
+    image_ids: tuple[str, ...]
+    source: Tensor
+    target: Tensor
+    start: Tensor
+    free: Tensor
+    tokens: dict[str, Tensor]
+    scratch: Tensor | None
+
+
+def search(settings: SearchSettings, *, progress: Progress = QUIET) -> Path:
+    """Search for the codes that turn a study's images into another concept, with every strategy.
+
+    Returns:
+        Folder with found.safetensors (start, source, target, free, and per strategy the final grids), found.json
+        (image ids and strategies) and the table search_stability.
+    Raises:
+        ConfigError: An unknown concept, a region outside the grid, or a source concept without test images.
+        StudyError: The extractor is not trained yet.
+    """
+    settings.check()
+    study = Study(settings.out)
+    loaded = load_all(study, settings.device)
+    pairs = read_pairs(settings.pairs, loaded.concepts)
+    free = read_region(settings.region, loaded.store.manifest.grid)
+    inputs = {name: study.fingerprint(name) for name in ("tokens", "train")}
+    key = stage_key("search", settings, SearchSettings, inputs)
+    run_stage(study, key, lambda folder: _search(folder, settings, loaded, pairs, free, progress))
+    return study.path("search")
+
+
+def read_pairs(texts: Sequence[str], concepts: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Turn "SOURCE>TARGET" texts into pairs of concept numbers; none: each concept to the next."""
+    if not texts:
+        return [(one, (one + 1) % len(concepts)) for one in range(len(concepts))]
+    pairs = []
+    for text in texts:
+        source, target = (part.strip() for part in text.split(">"))
+        for name in (source, target):
+            if name not in concepts:
+                choose([name], concepts, "the study")  # raises, and knows what was meant
+        if source == target:
+            raise ConfigError(f"pair {text!r} searches for what is there already; give two different concepts")
+        pairs.append((concepts.index(source), concepts.index(target)))
+    return pairs
+
+
+def read_region(text: str, grid: tuple[int, int]) -> Tensor:
+    """True where tokens may change, (h, w).
+
+    "centre" is the published 4x4 window of a 16x16 grid, scaled; at least 2x2.
+    """
+    if text == "centre":
+        side = max(min(2, *grid), round(min(grid) / 4))
+        return Region.centre(grid, side).mask(grid)
+    return Region.ensure(text, grid).mask(grid)
+
+
+def _strategies(settings: SearchSettings, alive: Tensor) -> list[Search]:
+    same: dict[str, Any] = {
+        "restarts": settings.restarts, "seed": settings.seed, "batch": settings.batch, "alive": alive
+    }  # fmt: skip
+    ascent: dict[str, Any] = {
+        **same, "steps": settings.steps, "rate": settings.search_rate, "start": settings.search_start,
+        "record_every": max(1, settings.steps // 20),
+    }  # fmt: skip
+    return [selection(settings, ascent), EmbeddingOptimisation(**ascent), RandomCodes(**same)]
+
+
+def selection(settings: SearchSettings, ascent: dict[str, Any]) -> TokenSelection:
+    """Token selection with the study's temperatures."""
+    is_constant = settings.temperature == settings.temperature_end
+    return TokenSelection(
+        **ascent,
+        temperature=settings.temperature,
+        temperature_end=settings.temperature_end,
+        schedule="constant" if is_constant else "linear",
+    )
+
+
+def _search(
+    folder: Path,
+    settings: SearchSettings,
+    loaded: Loaded,
+    pairs: list[tuple[int, int]],
+    free: Tensor,
+    progress: Progress,
+) -> None:
+    device = loaded.model.codebook.device
+    start, source, target, image_ids = start_images(loaded, pairs, settings.search_images)
+    alive = (code_counts(loaded.store, EXPLAINED).sum(0) > 0).to(device)
+    strategies = _strategies(settings, alive)
+    traces = [
+        one(
+            loaded.trained.module,
+            loaded.model.codebook,
+            start.to(device),
+            free.to(device),
+            target.to(device),
+            image_ids,
+        )
+        for one in progress.track(strategies, "search: strategies", len(strategies))
+    ]
+    tensors = {"start": start, "source": source, "target": target, "free": free}
+    tensors |= {f"tokens:{trace.strategy}": trace.tokens.cpu() for trace in traces}
+    if settings.scratch:
+        tensors[SCRATCH] = _scratch(settings, loaded, alive)
+    save_weights(tensors, folder / "found.safetensors")
+    write_json(folder / "found.json", {"image_ids": list(image_ids), "strategies": [one.strategy for one in traces]})
+    save_table(_stability(traces, source, free, loaded.concepts), folder)
+
+
+def start_images(
+    loaded: Loaded, pairs: list[tuple[int, int]], each: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Start grids, sources, targets and names: the first test images of every pair's source."""
+    grids, sources, targets, names = [], [], [], []
+    for source, target in pairs:
+        batch = next(loaded.store.batches(each, split=REPORTED, concept=source, pictures=False), None)
+        if batch is None:
+            raise ConfigError(
+                f"concept {loaded.concepts[source]!r} has no test images to start from; choose another pair"
+            )
+        grids.append(batch.tokens)
+        sources += [source] * len(batch)
+        targets += [target] * len(batch)
+        # One image can start several searches; its draws must differ between them.
+        names += [f"{name}>{loaded.concepts[target]}" for name in batch.image_ids]
+    return torch.cat(grids), torch.tensor(sources), torch.tensor(targets), tuple(names)
+
+
+def _scratch(settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Tensor:
+    """Whole grids searched from the mean code, one problem per concept, (c, r, h, w)."""
+    device, c = loaded.model.codebook.device, len(loaded.concepts)
+    one = selection(
+        settings,
+        {
+            "restarts": settings.scratch, "seed": settings.seed, "batch": settings.batch, "alive": alive,
+            "steps": settings.steps, "rate": settings.search_rate, "start": "mean", "record_every": settings.steps,
+        },
+    )  # fmt: skip
+    grid = loaded.store.manifest.grid
+    nothing = torch.zeros(
+        c, *grid, dtype=torch.int64, device=device
+    )  # every position is free: what stands there is unread
+    names = [f"{SCRATCH}/{name}" for name in loaded.concepts]
+    everywhere = torch.ones(grid, dtype=torch.bool, device=device)
+    target = torch.arange(c, device=device)
+    return one(loaded.trained.module, loaded.model.codebook, nothing, everywhere, target, names).tokens.cpu()
+
+
+STABILITY_COLUMNS = {
+    "source": Column(unit="name", meaning="Concept of the start images."),
+    "target": Column(unit="name", meaning="Concept searched for."),
+    "strategy": Column(unit="name", meaning="How it was searched."),
+    "images": Column(unit="images", meaning="Start images."),
+    "restarts": Column(unit="restarts", meaning="Independent restarts per image."),
+    "probability_before": Column(
+        unit="probability, 0 to 1", meaning="Extractor's probability of the target at the start."
+    ),
+    "probability_after": Column(
+        unit="probability, 0 to 1", meaning="Extractor's probability of the target at the end.", better="higher"
+    ),
+    "jaccard_codes": Column(
+        unit="Jaccard, 0 to 1", better="higher",
+        meaning="Mean overlap of the codes chosen by two restarts; empty with one restart.",
+    ),
+    "jaccard_cells": Column(
+        unit="Jaccard, 0 to 1", better="higher",
+        meaning="The same for codes at their positions; empty with one restart.",
+    ),
+}  # fmt: skip
+
+
+def _stability(traces: list[Trace], source: Tensor, free: Tensor, concepts: tuple[str, ...]) -> Table:
+    rows = [row for trace in traces for row in _stability_rows(trace, source, free, concepts)]
+    return Table("search_stability", STABILITY_COLUMNS, rows)
+
+
+def _stability_rows(trace: Trace, source: Tensor, free: Tensor, concepts: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    assert trace.probability is not None
+    pairs = list(zip(source.tolist(), trace.target.tolist(), strict=True))
+    chosen = trace.tokens.cpu()[:, :, free]  # (b, r, n)
+    for (one, other), group in groupby(range(len(pairs)), key=pairs.__getitem__):
+        images = list(group)
+        many = chosen.shape[1] > 1
+        yield {
+            "source": concepts[one],
+            "target": concepts[other],
+            "strategy": trace.strategy,
+            "images": len(images),
+            "restarts": chosen.shape[1],
+            "probability_before": float(trace.probability[0, images].mean()),
+            "probability_after": float(trace.probability[-1, images].mean()),
+            "jaccard_codes": _mean([pairwise_jaccard(chosen[i]) for i in images]) if many else None,
+            "jaccard_cells": _mean([pairwise_jaccard_cells(chosen[i]) for i in images]) if many else None,
+        }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def load_found(study: Study) -> Found:
+    """Read what the search stage of a study found."""
+    study.record("search")
+    tensors = load_file(study.path("search") / "found.safetensors")
+    about = read_json(study.path("search") / "found.json")
+    return Found(
+        image_ids=tuple(about["image_ids"]),
+        source=tensors["source"],
+        target=tensors["target"],
+        start=tensors["start"],
+        free=tensors["free"],
+        tokens={name: tensors[f"tokens:{name}"] for name in about["strategies"]},
+        scratch=tensors.get(SCRATCH),
+    )

@@ -1,0 +1,279 @@
+"""What each command does, as values. Python, flags and the provenance of a study share these classes.
+
+Fields named in `WITHOUT_EFFECT` change speed, memory or place, never a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqcortex.config import raise_all
+
+WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What every command that works on a study has."""
+
+    out: Path = Path("vqcortex-study")
+    """Folder of the study; made if absent, continued if it exists."""
+    seed: int = 0
+    """Every random draw depends on this and on the image it belongs to."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1."""
+    batch: int = 250
+    """Images per step; changes speed and memory, never results."""
+
+    def problems(self) -> Iterator[str]:
+        """Say what is wrong, one sentence each."""
+        if self.batch < 1:
+            yield f"batch={self.batch} must be at least 1"
+        if self.seed < 0:
+            yield f"seed={self.seed} must be at least 0"
+
+    def check(self) -> None:
+        """Return quietly, or raise one ConfigError that lists everything wrong."""
+        raise_all(self.problems())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensSettings(StudySettings):
+    """Fill the study's token store: generate, encode real images, or import published data."""
+
+    model: str = "zoo:fashion"
+    """The model whose tokens are explained, as listed by `vqcortex models`."""
+    images: str | None = None
+    """Encode real images from here instead of generating: imagefolder:DIR, parquet:PATH, idx:DIR, hf:NAME,
+    torchvision:NAME."""
+    images_split: str = "train"
+    """Which part of the image source to read, as the source names it: train or test."""
+    published: Path | None = None
+    """Import from here instead of generating: the published layout, a folder of CSV and .npy files."""
+    per_concept: int = 300
+    """Images per concept, at least 10; when encoding, at most this many are taken, in the source's order."""
+    concepts: tuple[str, ...] = ()
+    """Concepts to take; none given: all the model or the source has."""
+    pictures: bool = False
+    """Keep the pictures beside the tokens (as PNG, in the form the Hugging Face Image feature reads)."""
+    shard: int = 2000
+    """Images per shard file, at least 1; a killed run goes on after its last whole shard."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.per_concept < 10:
+            yield f"per-concept={self.per_concept} must be at least 10: the images are split in three parts"
+        if self.shard < 1:
+            yield f"shard={self.shard} must be at least 1"
+        if self.images is not None and self.published is not None:
+            yield f"images={self.images!r} and published={str(self.published)!r} exclude each other; give one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(StudySettings):
+    """Train the information extractor: token embeddings to concept."""
+
+    extractor: str = "conv8"
+    """Architecture: conv8, conv10, se_resnet, transformer, transformer_postnorm (published: 1 to 4,
+    and 3 of DALL-E mini)."""
+    epochs: int = 80
+    """Passes over the training split, at least 1."""
+    rate: float = 1e-3
+    """Learning rate of Adam, > 0."""
+    weight_decay: float = 1e-4
+    """Weight decay of Adam, at least 0."""
+    step_every: int = 20
+    """Epochs after which the learning rate is multiplied by step-factor."""
+    step_factor: float = 0.1
+    """What the learning rate is multiplied by, in (0, 1]."""
+    minibatch: int = 512
+    """Images per optimiser step; unlike batch it changes the result."""
+    patience: int = 0
+    """Epochs without a better validation loss before training stops; 0 never stops early."""
+    precision: str = "32-true"
+    """Arithmetic of the training loop: 32-true, bf16-mixed, 16-mixed."""
+    width: int = 0
+    """Feature channels of the extractor; 0 takes the default for the grid (512 at 16x16)."""
+    depth: int = 0
+    """Layers of the extractor, in the architecture's own unit; 0 takes its default."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside the checkpoint (needs the 'tensorboard' extra)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name in ("epochs", "step_every", "minibatch"):
+            if getattr(self, name) < 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1"
+        for name in ("patience", "width", "depth"):
+            if getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name)} must be at least 0"
+        if not self.rate > 0:
+            yield f"rate={self.rate} must be above 0"
+        if not self.weight_decay >= 0:
+            yield f"weight-decay={self.weight_decay} must be at least 0"
+        if not 0 < self.step_factor <= 1:
+            yield f"step-factor={self.step_factor} must lie in (0, 1]"
+        if self.precision not in (known := ("32-true", "bf16-mixed", "16-mixed")):
+            yield f"precision={self.precision!r} must be one of {', '.join(known)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(StudySettings):
+    """Score every position of every image."""
+
+    method: str = "noisy_gradient_x_embedding"
+    """The attribution method that explains: see `vqcortex models --methods`."""
+    draws: int = 20
+    """Noisy copies per image, at least 1; ignored by methods without noise."""
+    noise: float = 0.2
+    """Noise, as a share of each image's own value range (unitless, at least 0)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.draws < 1:
+            yield f"draws={self.draws} must be at least 1"
+        if not self.noise >= 0:
+            yield f"noise={self.noise} must be at least 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptsSettings(StudySettings):
+    """Pool importance into concept tokens, activation maps and token clusters."""
+
+    positions: tuple[int, ...] = (1, 3, 5, 10)
+    """Positions kept per image (n), each 1..h*w; the first tables use the one named by keep."""
+    keep: int = 5
+    """The n whose concept tokens feed traversal, evaluation and report; one of positions."""
+    top: int = 20
+    """Tokens kept per concept (k'), 1..k."""
+    resamples: int = 100
+    """Bootstrap resamples of the images behind the stability of clusters, at least 10."""
+    clusters: int = 12
+    """Groups of codes by concept profile, at least 2."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.keep not in self.positions:
+            yield f"keep={self.keep} must be one of positions={','.join(map(str, self.positions))}"
+        if min(self.positions, default=0) < 1:
+            yield f"positions={','.join(map(str, self.positions))} must each be at least 1"
+        if self.top < 1:
+            yield f"top={self.top} must be at least 1"
+        if self.resamples < 10:
+            yield f"resamples={self.resamples} must be at least 10"
+        if self.clusters < 2:
+            yield f"clusters={self.clusters} must be at least 2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraverseSettings(StudySettings):
+    """Estimate the effect of every code at every position, verify the best cells by real swaps, join the two scales."""
+
+    traverse_images: int = 100
+    """Images per concept the effects are averaged over, at least 1; test images of the other concepts."""
+    verify: int = 40
+    """Cells per concept verified by real swaps, at least 2."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.traverse_images < 1:
+            yield f"traverse-images={self.traverse_images} must be at least 1"
+        if self.verify < 2:
+            yield f"verify={self.verify} must be at least 2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(StudySettings):
+    """Search the codebook for the combination that turns one concept into another."""
+
+    pairs: tuple[str, ...] = ()
+    """Concept pairs as SOURCE>TARGET; none given: each concept to the next one."""
+    region: str = "centre"
+    """Where tokens may change: centre (a quarter of the rows and columns), all, or ROWS,COLUMNS as in 2:6,0:4."""
+    search_start: str = "image"
+    """Where free tokens begin: image (as they are), mean (the mean code), random (codes in use, per restart)."""
+    scratch: int = 3
+    """Restarts of the free search of a whole grid from scratch, per concept; 0 leaves it out."""
+    search_images: int = 8
+    """Start images per pair, at least 1."""
+    steps: int = 300
+    """Optimiser steps, at least 1; the published search takes 5,000."""
+    search_rate: float = 0.1
+    """Learning rate of Adam over the free rows, > 0; the published search takes 0.01 with 5,000 steps."""
+    restarts: int = 3
+    """Independent restarts per image, at least 2 for a stability figure."""
+    temperature: float = 1.0
+    """Gumbel-softmax temperature at the start, > 0."""
+    temperature_end: float = 1.0
+    """Gumbel-softmax temperature at the last step, > 0; linear in between."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name in ("search_images", "steps", "restarts"):
+            if getattr(self, name) < 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1"
+        for name in ("search_rate", "temperature", "temperature_end"):
+            if not getattr(self, name) > 0:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be above 0"
+        if self.scratch < 0:
+            yield f"scratch={self.scratch} must be at least 0"
+        if self.search_start not in (known := ("image", "mean", "random")):
+            yield f"search-start={self.search_start!r} must be one of {', '.join(known)}"
+        for pair in self.pairs:
+            if pair.count(">") != 1:
+                yield f"pair {pair!r} must be SOURCE>TARGET, as in 'Sneaker>Ankle boot'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(StudySettings):
+    """Measure the explanations with judges that took no part in making them."""
+
+    evaluate_images: int = 1000
+    """Test images judged, evenly over concepts, at least 1; all, if there are fewer."""
+    judges: str = ""
+    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model."""
+    shares: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0)
+    """Positions hidden, in percent of the grid, each above 0 and at most 100; at least one position is hidden."""
+    fills: tuple[str, ...] = ("black", "grey", "mean_code", "resampled_codes")
+    """What hidden positions become."""
+    interval_resamples: int = 1000
+    """Bootstrap resamples over images, at least 100."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.evaluate_images < 1:
+            yield f"evaluate-images={self.evaluate_images} must be at least 1"
+        for share in self.shares:
+            if not 0 < share <= 100:
+                yield f"share={share} must be above 0 and at most 100 percent of the positions"
+        if self.interval_resamples < 100:
+            yield f"interval-resamples={self.interval_resamples} must be at least 100 for a 95 % interval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(StudySettings):
+    """Write the study's page: one HTML file that opens from disk."""
+
+    examples: int = 8
+    """Example images per concept, at least 1."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.examples < 1:
+            yield f"examples={self.examples} must be at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(
+    ReportSettings,
+    EvaluateSettings,
+    SearchSettings,
+    TraverseSettings,
+    ConceptsSettings,
+    ScoreSettings,
+    TrainSettings,
+    TokensSettings,
+):
+    """The main job: tokens, extractor, scores, concepts, traversal, search, evaluation, report."""

@@ -1,0 +1,38 @@
+"""Write a study's page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vqcortex.files import write_bytes
+from vqcortex.pipelines.exhibit import gather
+from vqcortex.pipelines.progress import QUIET, Progress
+from vqcortex.pipelines.settings import ReportSettings
+from vqcortex.pipelines.study import Study, run_stage, stage_key
+from vqcortex.report.page import render_page
+
+PAGE = "report.html"
+BEFORE = ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate")
+
+
+def report(settings: ReportSettings, *, progress: Progress = QUIET) -> Path:
+    """Write one self-contained HTML page about a study.
+
+    Returns:
+        The page.
+    Raises:
+        StudyError: A stage before it is not finished.
+    """
+    settings.check()
+    study = Study(settings.out)
+    inputs = {stage: study.fingerprint(stage) for stage in BEFORE}
+    key = stage_key("report", settings, ReportSettings, inputs)
+
+    def work(folder: Path) -> None:
+        with progress.bar("report: page", 1) as advance:
+            exhibit = gather(study, settings.examples, settings.device, settings.batch)
+            write_bytes(folder / PAGE, render_page(exhibit).encode())
+            advance()
+
+    run_stage(study, key, work)
+    return study.path("report") / PAGE

@@ -1,0 +1,45 @@
+"""What several test folders share: a small study of the toy world, where the truth is known."""
+
+import hashlib
+
+import pytest
+
+from vqcortex.pipelines.run import run
+from vqcortex.pipelines.settings import RunSettings
+
+
+def settings_of(out, **changed) -> RunSettings:
+    """A run that takes seconds."""
+    same = {
+        "model": "toy", "per_concept": 30, "shard": 60, "epochs": 12, "minibatch": 32, "draws": 2, "steps": 8,
+        "scratch": 2, "search_images": 2, "evaluate_images": 24, "traverse_images": 14, "verify": 3,
+        "top": 4, "clusters": 4,
+        "keep": 3, "positions": (1, 3), "resamples": 10, "interval_resamples": 100, "examples": 2, "restarts": 2,
+        "shares": (10.0, 40.0), "fills": ("black", "mean_code"),
+    }  # fmt: skip
+    return RunSettings(out=out, **{**same, **changed})
+
+
+def hashes_of(folder) -> dict[str, str]:
+    """Every file a study answers for."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="session")
+def toy_settings():
+    return settings_of
+
+
+@pytest.fixture(scope="session")
+def hashes():
+    return hashes_of
+
+
+@pytest.fixture(scope="session")
+def toy_study(tmp_path_factory):
+    """A finished study; tests only read it."""
+    return run(settings_of(tmp_path_factory.mktemp("toy") / "study"))
