@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqcortex.adapters.protocol import Adapter
 from vqcortex.errors import ConfigError
-from vqcortex.evaluation import ARMS, FILLS
+from vqcortex.evaluation import ARMS
+from vqcortex.evaluation.arms import score_arms
+from vqcortex.evaluation.choose import arms_for, fills_for
 from vqcortex.evaluation.codebook_level import measure_codebook_level
 from vqcortex.evaluation.concept_level import OURS, frequency_lists, measure_concept_level, random_lists, same_length
 from vqcortex.evaluation.drop import measure_drop, steps_for
@@ -101,14 +102,10 @@ class OrderedJudge:
         return answer if self._is_same else answer[:, self._order.to(answer.device)].log_softmax(1)
 
 
-def make_fills(settings: EvaluateSettings, loaded: Loaded) -> list[Fill]:
+def make_fills(settings: EvaluateSettings, loaded: Loaded) -> Sequence[Fill]:
     """The fills asked for; those in token space use the codes of the explained images."""
     frequency = code_counts(loaded.store, EXPLAINED).sum(0).float()
-    given: dict[str, dict[str, Any]] = {
-        "mean_code": {"frequency": frequency},
-        "resampled_codes": {"frequency": frequency, "seed": settings.seed},
-    }
-    return [FILLS[name](**given.get(name, {})) for name in settings.fills]
+    return fills_for(settings.fills, frequency=frequency, seed=settings.seed)
 
 
 def images_to_judge(study: Study, loaded: Loaded, most: int) -> tuple[TokenBatch, dict[str, Tensor]]:
@@ -136,29 +133,14 @@ def _image_level(
     batch, importance = images_to_judge(study, loaded, settings.evaluate_images)
     device = loaded.model.codebook.device
     tokens, concept = batch.tokens.to(device), batch.concept.to(device)
-    given: dict[str, dict[str, Any]] = {
-        "random": {"seed": settings.seed},
-        "token_frequency": {"counts": code_counts(loaded.store, EXPLAINED)},
-    }
-    scores = dict(importance)
-    for name in ARMS:
-        arm = ARMS[name](**given.get(name, {}))
-        scores[name] = _in_pieces(arm, loaded.model, tokens, concept, batch.image_ids, settings.batch)
+    arms = arms_for(list(ARMS), counts=code_counts(loaded.store, EXPLAINED), seed=settings.seed)
+    controls = score_arms(arms, loaded.model, tokens, concept, batch.image_ids, batch=settings.batch)
+    scores = {**importance, **controls}
     h, w = loaded.store.manifest.grid
     return measure_drop(
         loaded.model, judges, tokens, concept, batch.image_ids, {name: one.to(device) for name, one in scores.items()},
         steps_for(settings.shares, h * w), fills, batch=settings.batch,
     )  # fmt: skip
-
-
-def _in_pieces(
-    arm: Any, model: Adapter, tokens: Tensor, concept: Tensor, image_ids: Sequence[str], size: int
-) -> Tensor:
-    parts = [
-        arm(model, tokens[at : at + size], concept[at : at + size], image_ids[at : at + size])
-        for at in range(0, len(tokens), size)
-    ]
-    return torch.cat(parts)
 
 
 def _concept_level(
