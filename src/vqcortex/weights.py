@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vqcortex.errors import ModelError
-from vqcortex.files import hash_of_file, replacing
+from vqcortex.files import hash_of_bytes, hash_of_file, write_bytes
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> str:
     """Write tensors as they are and return the file's SHA-256."""
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, temporary)
-    return hash_of_file(path)
+    content = save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+    write_bytes(path, content)
+    return hash_of_bytes(content)
+
+
+def save_training_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a training state for `torch.load(path, weights_only=True)`.
+
+    It is packed in memory first: torch's own writer turns a full disk into an assertion about file positions.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vqcortex.adapters.protocol import Adapter, Generator
+from vqcortex.devices import check_device
 from vqcortex.errors import ConfigError, UnknownName
 from vqcortex.registry import Registry
 
@@ -25,6 +26,7 @@ def load_model(name: str, device: str = "cpu") -> Adapter:
     Raises:
         UnknownName: No such family or model; the message lists the known ones.
         ModelError: Its files are absent, altered, or not finite.
+        ConfigError: No such device.
     Example:
         >>> load_model("toy").grid
         (4, 4)
@@ -35,6 +37,7 @@ def load_model(name: str, device: str = "cpu") -> Adapter:
 
         known = [*(f"zoo:{one}" for one in zoo_names()), "toy"]
         raise UnknownName(_no_model(name, known))
+    check_device(device)
     return FAMILIES[family](which).to(device)
 
 
