@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqcortex.files import replacing
 from vqcortex.seeds import generator_for
+from vqcortex.weights import save_training_state
 
 CHECKPOINT_EVERY = 100
 
@@ -97,11 +97,10 @@ def train(job: Job, folder: Path) -> float:
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if step % CHECKPOINT_EVERY == 0 or step == total:
             spent = time.monotonic() - began
-            with replacing(path) as temporary:
-                modules = {name: module.state_dict() for name, module in job.modules.items()}
-                torch.save(
-                    {"modules": modules, "optimizer": optimizer.state_dict(), "step": step, "spent": spent}, temporary
-                )
+            modules = {name: module.state_dict() for name, module in job.modules.items()}
+            save_training_state(
+                {"modules": modules, "optimizer": optimizer.state_dict(), "step": step, "spent": spent}, path
+            )
             print(f"{job.name}: step {step}/{total} loss {smooth:.5f} {spent:.0f} s", flush=True)
     for module in job.modules.values():
         module.eval()

@@ -34,7 +34,7 @@ HELD_OUT = 5_000
 # Fixed before any judge saw a generated image: sharper than 1, so that fewer draws fall off the manifold.
 SAMPLING = {"temperature": 0.8, "top_k": 100}
 ZOO = Path(__file__).parents[2] / "src/vqcortex/zoo/fashion"
-EPOCHS = {"vqvae": 8, "cnn": 6, "prior": 4, "patch": 8}
+EPOCHS = {"vqvae": 8, "cnn": 5, "prior": 4, "patch": 8}
 
 
 def load_data(source: str, split: str, device: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,40 @@
+"""What stages share."""
+
+import pytest
+import torch
+
+from vqcortex.errors import StudyError
+from vqcortex.pipelines.loaded import Scored, code_counts, read_scores, scored_shards, write_scores
+from vqcortex.tokens.store import open_store
+
+
+def test_scores_survive_the_disk(tmp_path):
+    one = Scored(("a", "b"), {"tis": torch.rand(2, 3, 2)}, torch.tensor([0.25, 0.5]))
+    write_scores(one, tmp_path / "s.parquet")
+    back = read_scores(tmp_path / "s.parquet", (3, 2))
+    assert back.image_ids == one.image_ids
+    assert torch.equal(back.importance["tis"], one.importance["tis"])
+    assert torch.equal(back.probability, one.probability)
+
+
+def test_torn_scores_are_named(tmp_path):
+    (tmp_path / "s.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StudyError, match=r"scores .*s\.parquet.* cannot be read"):
+        read_scores(tmp_path / "s.parquet", (3, 2))
+
+
+def test_counts_of_codes_match_a_naive_loop(toy_study):
+    store = open_store(toy_study.path("tokens"))
+    counts = code_counts(store, ("train", "test"))
+    naive = torch.zeros(8, 8, dtype=torch.int64)
+    for batch in store.batches(50):
+        for concept, split, grid in zip(batch.concept.tolist(), batch.split, batch.tokens, strict=True):
+            for code in grid.flatten().tolist() if split != "validation" else []:
+                naive[concept, code] += 1
+    assert torch.equal(counts, naive)
+
+
+def test_only_the_wanted_splits_come_with_their_scores(toy_study):
+    store = open_store(toy_study.path("tokens"))
+    seen = [name for batch, _ in scored_shards(toy_study, store, ("test",)) for name in batch.split]
+    assert seen == ["test"] * 48
