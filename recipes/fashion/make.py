@@ -33,6 +33,7 @@ STEPS = ("vqvae", "cnn", "prior", "patch", "export", "measure")
 HELD_OUT = 5_000
 # Fixed before any judge saw a generated image: sharper than 1, so that fewer draws fall off the manifold.
 SAMPLING = {"temperature": 0.8, "top_k": 100}
+CHECKPOINTS = {"model": "vqvae", "prior": "prior"}
 ZOO = Path(__file__).parents[2] / "src/vqcortex/zoo/fashion"
 EPOCHS = {"vqvae": 8, "cnn": 5, "prior": 4, "patch": 8}
 
@@ -66,17 +67,19 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def export(work: Path, images: Tensor, labels: Tensor, seed: int) -> None:
-    """Write weights, model.json and judges.json into the zoo; `images` are the held-out ones."""
-    first = saved_model(VQVAE(VQVAESettings()), work / "vqvae.pt")
-    prior = saved_model(TokenPrior(PriorSettings()), work / "prior.pt")
+def export_model(work: Path, seed: int) -> None:
+    """Write the weights of first stage and prior, and model.json, into the zoo."""
     about = {"concepts": CONCEPTS, "sampling": SAMPLING, "seed": seed}
-    for part, module in (("model", first), ("prior", prior)):
+    for part, fresh in (("model", VQVAE(VQVAESettings())), ("prior", TokenPrior(PriorSettings()))):
+        module = saved_model(fresh, work / f"{CHECKPOINTS[part]}.pt")
         name = f"{part}.safetensors"
-        about[part] = {
-            "file": name, "sha256": save_weights(halved(module), ZOO / name), "settings": asdict(module.settings)
-        }  # fmt: skip
+        sha256 = save_weights(halved(module), ZOO / name)
+        about[part] = {"file": name, "sha256": sha256, "settings": asdict(module.settings)}
     write_json(ZOO / "model.json", about)
+
+
+def export_judges(work: Path, images: Tensor, labels: Tensor, seed: int) -> None:
+    """Write the judges' weights and judges.json; temperatures are fitted on `images`, which trained neither."""
     judges = []
     for name, fresh in (("cnn", cnn_judge(seed)), ("patch", patch_judge(seed))):
         judge = saved_model(fresh, work / f"{name}.pt")
@@ -134,7 +137,8 @@ def main() -> None:
         }
         write_json(work / f"{name}.json", about | {"epochs": EPOCHS[name], "machine": platform.machine()})
     if "export" in chosen.only:
-        export(work, images[-HELD_OUT:], labels[-HELD_OUT:], seed)
+        export_model(work, seed)
+        export_judges(work, images[-HELD_OUT:], labels[-HELD_OUT:], seed)
     if "measure" in chosen.only:
         from measure import measure, write_card
 

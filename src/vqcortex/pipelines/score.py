@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqcortex.attribution.protocol import Method, build_method
+from vqcortex.attribution.protocol import Method, build_method, score_together
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.pipelines.loaded import PUBLISHED, Loaded, Scored, load_all, score_name, write_scores
 from vqcortex.pipelines.progress import QUIET, Progress
@@ -86,12 +86,10 @@ def _score_batch(batch: TokenBatch, loaded: Loaded, methods: dict[str, Method]) 
     extractor = loaded.trained.module
     with torch.no_grad():
         logits = extractor(embedded) / loaded.trained.temperature
+    scores = score_together(methods, extractor, embedded, concept, batch.image_ids)
     return Scored(
         image_ids=batch.image_ids,
-        importance={
-            name: method(extractor, embedded, concept, batch.image_ids).detach().cpu()
-            for name, method in methods.items()
-        },
+        importance={name: one.detach().cpu() for name, one in scores.items()},
         probability=logits.softmax(1).gather(1, concept[:, None])[:, 0].cpu(),
     )
 
