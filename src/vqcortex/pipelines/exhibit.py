@@ -220,7 +220,7 @@ def _model_facts(study: Study, loaded: Loaded) -> dict[str, str]:
     way = manifest.origin.get("way", "unknown")
     source = manifest.origin.get("source") or loaded.model.name
     return {
-        "model": loaded.model.name,
+        "name": loaded.model.name,
         "identity": manifest.identity[:16],
         "codes": f"{manifest.k:,} of {manifest.d} numbers",
         "grid": f"{h}×{w} tokens for {tall}×{wide} pixels",
@@ -242,7 +242,8 @@ def _live(loaded: Loaded) -> int:
 def _extractor_facts(loaded: Loaded) -> dict[str, str]:
     metrics = loaded.trained.metrics
     facts = {"architecture": loaded.trained.extractor, "parameters": f"{metrics['parameters']:,}"}
-    facts |= {f"{name.replace('_', ' ')}, test": f"{metrics[name]:.1%}" for name in metrics if name.startswith("top")}
+    tops = [int(name[3:]) for name in metrics if name.startswith("top")]
+    facts |= {f"accuracy, top {n}": f"{metrics[f'top{n}']:.1%}" for n in sorted(tops)}
     facts["epochs"] = f"{metrics['epochs']}, best {metrics['best_epoch']}"
     facts["temperature"] = f"{loaded.trained.temperature:.3f}"
     facts |= {name.replace("_", " "): f"{metrics[name]:.4f}" for name in metrics if "ece" in name or "entropy" in name}

@@ -20,11 +20,9 @@ from vqcortex.pipelines.settings import SearchSettings
 from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
 from vqcortex.pipelines.tokens import choose
 from vqcortex.results import Column, Table, Trace, save_table
-from vqcortex.search.embedding import EmbeddingOptimisation
+from vqcortex.search import SEARCHES, make_search
 from vqcortex.search.protocol import Search
-from vqcortex.search.random_codes import RandomCodes
-from vqcortex.search.selection import TokenSelection
-from vqcortex.search.stability import pairwise_jaccard, pairwise_jaccard_cells
+from vqcortex.search.stability import search_stability
 from vqcortex.tokens.region import Region
 from vqcortex.weights import save_weights
 
@@ -103,26 +101,23 @@ def read_region(text: str, grid: tuple[int, int]) -> Tensor:
     return Region.ensure(text, grid).mask(grid)
 
 
-def _strategies(settings: SearchSettings, alive: Tensor) -> list[Search]:
-    same: dict[str, Any] = {
-        "restarts": settings.restarts, "seed": settings.seed, "batch": settings.batch, "alive": alive
-    }  # fmt: skip
-    ascent: dict[str, Any] = {
-        **same, "steps": settings.steps, "rate": settings.search_rate, "start": settings.search_start,
-        "record_every": max(1, settings.steps // 20),
-    }  # fmt: skip
-    return [selection(settings, ascent), EmbeddingOptimisation(**ascent), RandomCodes(**same)]
-
-
-def selection(settings: SearchSettings, ascent: dict[str, Any]) -> TokenSelection:
-    """Token selection with the study's temperatures."""
+def strategy(name: str, settings: SearchSettings, alive: Tensor, **other: Any) -> Search:
+    """A registered strategy with the study's settings; `other` replaces some."""
     is_constant = settings.temperature == settings.temperature_end
-    return TokenSelection(
-        **ascent,
-        temperature=settings.temperature,
-        temperature_end=settings.temperature_end,
-        schedule="constant" if is_constant else "linear",
-    )
+    given: dict[str, Any] = {
+        "restarts": settings.restarts,
+        "seed": settings.seed,
+        "batch": settings.batch,
+        "alive": alive,
+        "steps": settings.steps,
+        "rate": settings.search_rate,
+        "start": settings.search_start,
+        "record_every": settings.steps,
+        "temperature": settings.temperature,
+        "temperature_end": settings.temperature_end,
+        "schedule": "constant" if is_constant else "linear",
+    }
+    return make_search(name, **{**given, **other})
 
 
 def _search(
@@ -136,7 +131,7 @@ def _search(
     device = loaded.model.codebook.device
     start, source, target, image_ids = start_images(loaded, pairs, settings.search_images)
     alive = (code_counts(loaded.store, EXPLAINED).sum(0) > 0).to(device)
-    strategies = _strategies(settings, alive)
+    strategies = [strategy(name, settings, alive) for name in SEARCHES]
     traces = [
         one(
             loaded.trained.module,
@@ -154,7 +149,7 @@ def _search(
         tensors[SCRATCH] = _scratch(settings, loaded, alive)
     save_weights(tensors, folder / "found.safetensors")
     write_json(folder / "found.json", {"image_ids": list(image_ids), "strategies": [one.strategy for one in traces]})
-    save_table(_stability(traces, source, free, loaded.concepts), folder)
+    save_table(_stability(traces, source, loaded.concepts), folder)
 
 
 def start_images(
@@ -179,13 +174,7 @@ def start_images(
 def _scratch(settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Tensor:
     """Whole grids searched from the mean code, one problem per concept, (c, r, h, w)."""
     device, c = loaded.model.codebook.device, len(loaded.concepts)
-    one = selection(
-        settings,
-        {
-            "restarts": settings.scratch, "seed": settings.seed, "batch": settings.batch, "alive": alive,
-            "steps": settings.steps, "rate": settings.search_rate, "start": "mean", "record_every": settings.steps,
-        },
-    )  # fmt: skip
+    one = strategy("token_selection", settings, alive, restarts=settings.scratch, start="mean")
     grid = loaded.store.manifest.grid
     nothing = torch.zeros(
         c, *grid, dtype=torch.int64, device=device
@@ -219,33 +208,29 @@ STABILITY_COLUMNS = {
 }  # fmt: skip
 
 
-def _stability(traces: list[Trace], source: Tensor, free: Tensor, concepts: tuple[str, ...]) -> Table:
-    rows = [row for trace in traces for row in _stability_rows(trace, source, free, concepts)]
+def _stability(traces: list[Trace], source: Tensor, concepts: tuple[str, ...]) -> Table:
+    rows = [row for trace in traces for row in _stability_rows(trace, source, concepts)]
     return Table("search_stability", STABILITY_COLUMNS, rows)
 
 
-def _stability_rows(trace: Trace, source: Tensor, free: Tensor, concepts: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _stability_rows(trace: Trace, source: Tensor, concepts: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     assert trace.probability is not None
     pairs = list(zip(source.tolist(), trace.target.tolist(), strict=True))
-    chosen = trace.tokens.cpu()[:, :, free]  # (b, r, n)
+    restarts = trace.tokens.shape[1]
+    codes, cells = search_stability(trace) if restarts > 1 else (None, None)
     for (one, other), group in groupby(range(len(pairs)), key=pairs.__getitem__):
         images = list(group)
-        many = chosen.shape[1] > 1
         yield {
             "source": concepts[one],
             "target": concepts[other],
             "strategy": trace.strategy,
             "images": len(images),
-            "restarts": chosen.shape[1],
+            "restarts": restarts,
             "probability_before": float(trace.probability[0, images].mean()),
             "probability_after": float(trace.probability[-1, images].mean()),
-            "jaccard_codes": _mean([pairwise_jaccard(chosen[i]) for i in images]) if many else None,
-            "jaccard_cells": _mean([pairwise_jaccard_cells(chosen[i]) for i in images]) if many else None,
+            "jaccard_codes": None if codes is None else float(codes[images].mean()),
+            "jaccard_cells": None if cells is None else float(cells[images].mean()),
         }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def load_found(study: Study) -> Found:

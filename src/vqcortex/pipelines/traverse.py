@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ CELL_COLUMNS = {
     "column": Column(unit="column, from 0", meaning="Grid column."),
     "estimated": Column(unit="logits", meaning="First-order estimate of the mean change.", better="higher"),
     "measured": Column(unit="logits", meaning="Mean change when really swapped.", better="higher"),
-    "measured_error": Column(unit="logits", meaning="Its standard error over images."),
+    "measured_error": Column(unit="logits", meaning="Its standard error over images; empty for one image."),
     "images": Column(unit="images", meaning="Images averaged over: test images of the other concepts."),
 }
 
@@ -101,13 +102,13 @@ def _cells(found: list[Traversal], concepts: tuple[str, ...]) -> Table:
     rows: list[dict[str, Any]] = []
     for one in found:
         numbers = zip(
-            one.cells.tolist(), one.estimated.tolist(), one.measured.tolist(), one.measured_error.nan_to_num().tolist(),
+            one.cells.tolist(), one.estimated.tolist(), one.measured.tolist(), one.measured_error.tolist(),
             strict=True,
         )  # fmt: skip
         rows += [
             {
                 "concept": concepts[one.concept], "code": code, "row": row, "column": column, "estimated": estimated,
-                "measured": measured, "measured_error": error, "images": one.images,
+                "measured": measured, "measured_error": None if isnan(error) else error, "images": one.images,
             }
             for (code, row, column), estimated, measured, error in numbers
         ]  # fmt: skip
