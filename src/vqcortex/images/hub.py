@@ -1,0 +1,147 @@
+"""`hf:NAME` and `torchvision:NAME`, data sets that another library finds, fetches and keeps.
+
+Neither library is imported before such a source is opened.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, final
+
+from PIL import Image
+
+from vqcortex.errors import DataError, MissingExtra, UnknownName
+from vqcortex.images.source import (
+    ImageRecord,
+    ImageSource,
+    RowNames,
+    concepts_of,
+    decoded,
+    decoding,
+    distinct,
+    first_line,
+    number_of,
+)
+
+
+@final
+class Rows:
+    """Rows of a library's own data set.
+
+    Args:
+        name: For messages: "'hf:cifar10'".
+        image_ids: One per row.
+        concepts: Names, in order.
+        read: The picture (decoded or not) and the concept of a row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_ids: Sequence[str],
+        concepts: tuple[str, ...],
+        read: Callable[[int], tuple[Any, int]],
+    ) -> None:
+        self.image_ids, self.concepts = image_ids, concepts
+        self._name, self._read = name, read
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        for row, image_id in enumerate(self.image_ids):
+            with decoding(f"row {row} of {self._name}"):
+                picture, concept = self._read(row)
+                image = picture if isinstance(picture, Image.Image) else decoded(picture)
+            yield ImageRecord(image_id, concept, image)
+
+
+def open_hf(place: str, split: str) -> ImageSource:
+    """A data set of the Hugging Face hub, or a local folder that `datasets.load_dataset` understands."""
+    datasets = _extra("datasets", "hf")
+    try:
+        rows = datasets.load_dataset(place, split=split)
+    except Exception as error:  # what the library raises has no common ancestor
+        raise DataError(
+            f"cannot load 'hf:{place}', split {split!r}: {first_line(error)}; check the name and the network"
+        ) from error
+    image, label = _hf_columns(datasets, rows.features, place)
+    concepts = tuple(getattr(rows.features[label], "names", ())) or concepts_of(rows.unique(label))
+    number = {name: n for n, name in enumerate(concepts)}
+    rows = rows.cast_column(image, datasets.Image(decode=False))
+
+    def read(row: int) -> tuple[Any, int]:
+        cells = rows[row]
+        cell = cells[image] or {}
+        return cell.get("bytes") or Path(cell.get("path") or ""), number_of(cells[label], number)
+
+    return Rows(f"'hf:{place}'", RowNames(split, len(rows)), concepts, read)
+
+
+def _hf_columns(datasets: Any, features: Any, place: str) -> tuple[str, str]:
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels += [name for name in ("label", "labels") if name in features]
+    if not images or not labels:
+        raise DataError(
+            f"'hf:{place}' has the columns {', '.join(features)}; wanted are an Image, and a ClassLabel or "
+            "a column called label; choose another set, or write those columns to a file and read it as parquet:"
+        )
+    return images[0], labels[0]
+
+
+def open_torchvision(place: str, split: str) -> ImageSource:
+    """A class of `torchvision.datasets`, kept below $TORCHVISION_DATASETS or ~/.cache/torchvision."""
+    found = _torchvision_class(place)
+    choices = _torchvision_choices(found, place, split)
+    root = Path(os.environ.get("TORCHVISION_DATASETS") or "~/.cache/torchvision").expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        rows = found(str(root), **choices)
+    except Exception as error:  # each class raises what it likes
+        raise DataError(
+            f"cannot load 'torchvision:{place}', split {split!r}: {first_line(error)}; "
+            f"put its files below {str(root)!r}, or set TORCHVISION_DATASETS to the folder that has them"
+        ) from error
+    names = getattr(rows, "classes", None) or concepts_of(map(int, getattr(rows, "targets", ())))
+    concepts = distinct(str(one[0] if isinstance(one, tuple) else one) for one in names)
+    number = {name: n for n, name in enumerate(concepts)}
+
+    def read(row: int) -> tuple[Any, int]:
+        picture, label = rows[row]
+        return picture, number_of(label if isinstance(label, str) else int(label), number)
+
+    return Rows(f"'torchvision:{place}'", RowNames(split, len(rows)), concepts, read)
+
+
+def _torchvision_class(name: str) -> Callable[..., Any]:
+    known = _extra("torchvision.datasets", "vision")
+    if name not in known.__all__:
+        near = get_close_matches(name, known.__all__, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownName(f"torchvision.datasets has no {name!r}; known: CIFAR10, FashionMNIST, MNIST, ...{hint}")
+    return getattr(known, name)
+
+
+def _torchvision_choices(found: Callable[..., Any], place: str, split: str) -> dict[str, Any]:
+    """The arguments this class takes: some say `train`, some `split`, some cannot download."""
+    taken = inspect.signature(found).parameters
+    if "train" in taken and split == "validation":
+        raise DataError(f"'torchvision:{place}' has no 'validation' split; write one of: train, test")
+    wanted = {"train": split == "train", "split": {"validation": "val"}.get(split, split), "download": True}
+    return {name: value for name, value in wanted.items() if name in taken}
+
+
+def _extra(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingExtra(
+            f"this image source needs {package}; install it with: pip install 'vqcortex[{extra}]'"
+        ) from error

@@ -1,0 +1,128 @@
+"""`parquet:PATH`, Parquet as Hugging Face `datasets` writes it: an image column and a label column."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, final
+
+import pyarrow.parquet as pq
+
+from vqcortex.errors import DataError
+from vqcortex.images.source import (
+    SPELLINGS,
+    ImageRecord,
+    RowNames,
+    concepts_of,
+    decoded,
+    decoding,
+    existing,
+    number_of,
+    short,
+)
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels")
+ROWS_AT_ONCE = 64
+
+
+@final
+class ParquetSource:
+    """One file, or a folder of shards in which names say the split: train-00000.parquet, test/0.parquet."""
+
+    def __init__(self, place: str, split: str) -> None:
+        path = existing(place)
+        every, self._files = _shards(path, split)
+        self._columns = _columns(self._files[0])
+        label = self._columns[1]
+        self.concepts = _named_in(self._files[0], label) or concepts_of(_labels(every, label))
+        self.image_ids = RowNames(path.stem if path.is_file() else split, sum(map(_rows, self._files)))
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        number = {name: place for place, name in enumerate(self.concepts)}
+        names = iter(self.image_ids)
+        for file in self._files:
+            for row, (cell, label) in enumerate(_cells(file, self._columns)):
+                with decoding(f"row {row} of {str(file)!r}"):
+                    record = ImageRecord(next(names), number_of(label, number), decoded(_picture(cell, file.parent)))
+                yield record
+
+
+def _shards(path: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """(all files, the files of the split); a path to one file is that file, whatever the split."""
+    if path.is_file():
+        return [path], [path]
+    every = sorted(path.rglob("*.parquet"))
+    if not every:
+        raise DataError(f"{str(path)!r} holds no .parquet file; give a file, or a folder of train*.parquet files")
+    of_split = {name: [one for one in every if _is_of(one.relative_to(path), name)] for name in SPELLINGS}
+    if of_split[split]:
+        return every, of_split[split]
+    if split == "train" and not any(of_split.values()):
+        return every, every
+    raise DataError(f"{str(path)!r} has no {split!r} files, only {every[0].name!r}, ...; name them {split}*.parquet")
+
+
+def _is_of(path: Path, split: str) -> bool:
+    """Whether "train-00000-of-00002.parquet" or "train/0000.parquet" belongs to a split."""
+    words = "|".join(SPELLINGS[split])
+    return any(re.fullmatch(rf"({words})([^a-zA-Z].*)?", part) for part in (*path.parts[:-1], path.stem))
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    with decoding(str(file)):
+        return pq.ParquetFile(file, buffer_size=1 << 16, pre_buffer=False)
+
+
+def _rows(file: Path) -> int:
+    with _opened(file) as opened:
+        return opened.metadata.num_rows
+
+
+def _columns(file: Path) -> tuple[str, str]:
+    with _opened(file) as opened:
+        names = opened.schema_arrow.names
+    image = next((one for one in IMAGE_COLUMNS if one in names), None)
+    label = next((one for one in LABEL_COLUMNS if one in names), None)
+    if image is None or label is None:
+        raise DataError(
+            f"{str(file)!r} has the columns {', '.join(names)}; wanted are one of {', '.join(IMAGE_COLUMNS)} "
+            f"and one of {', '.join(LABEL_COLUMNS)}; rename them"
+        )
+    return image, label
+
+
+def _named_in(file: Path, label: str) -> tuple[str, ...]:
+    """The concept names that `datasets` wrote into the file; empty: none."""
+    with _opened(file) as opened:
+        metadata = opened.schema_arrow.metadata or {}
+    try:
+        about = json.loads(metadata[b"huggingface"])
+        return tuple(map(str, about["info"]["features"][label]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _cells(file: Path, columns: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+    with _opened(file) as opened, decoding(str(file)):
+        for rows in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
+            yield from zip(*(rows.column(name).to_pylist() for name in columns), strict=True)
+
+
+def _labels(files: Iterable[Path], column: str) -> Iterator[Any]:
+    return (label for file in files for (label,) in _cells(file, [column]))
+
+
+def _picture(cell: Any, folder: Path) -> bytes | Path:
+    """What to decode: the bytes of a cell, or a file that it names below the Parquet file's own folder."""
+    held, named = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if isinstance(held, bytes) and held:
+        return held
+    file = (folder / named).resolve() if isinstance(named, str) and named else None
+    if file is None or not file.is_relative_to(folder.resolve()):
+        raise DataError(f"its bytes are {short(held)} and its path {short(named)}; mend or drop the row")
+    return file
