@@ -7,7 +7,6 @@ result depend on the images beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from vqcortex.errors import ConfigError, ModelError, ShapeError
 from vqcortex.extractors.still import still
 from vqcortex.seeds import generator_for
-
-Reduction = Literal["max", "mean", "abs_max", "abs_mean", "norm"]
 
 REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "max": lambda gradient: gradient.amax(1),

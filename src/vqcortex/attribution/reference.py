@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vqcortex.attribution.gradient import REDUCTIONS, Reduction, gradient_of_logits, value_range
+from vqcortex.attribution.gradient import REDUCTIONS, gradient_of_logits, value_range
 from vqcortex.errors import ShapeError
 from vqcortex.extractors.still import still
 
@@ -23,7 +23,7 @@ def published_tis(
     noises: Float[Tensor, "s b d h w"] | None = None,
     draws: int = 20,
     spread: float = 0.2,
-    reduce: Reduction = "max",
+    reduce: str = "max",
     *,
     batch_noise_scale: bool = True,
     one_backward_per_sample: bool = False,

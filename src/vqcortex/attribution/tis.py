@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vqcortex.attribution.gradient import REDUCTIONS, Reduction, mean_gradient
+from vqcortex.attribution.gradient import REDUCTIONS, mean_gradient
 from vqcortex.config import raise_all
 
 
@@ -31,7 +31,7 @@ class Tis:
 
     draws: int = 20
     noise: float = 0.2
-    reduce: Reduction = "max"
+    reduce: str = "max"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Gradient:
     better: ClassVar[Literal["higher"]] = "higher"
     source: ClassVar[str] = "Simonyan et al. 2013, arXiv:1312.6034, section 3"
 
-    reduce: Reduction = "max"
+    reduce: str = "max"
 
     def __post_init__(self) -> None:
         raise_all(_reduce_problems(self.reduce))

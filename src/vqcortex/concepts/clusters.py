@@ -18,7 +18,6 @@ from vqcortex.config import raise_all
 from vqcortex.errors import ConfigError, TokenError
 from vqcortex.seeds import number_for
 
-Grouping = Literal["jensen-shannon", "cosine", "k-means"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -61,7 +60,7 @@ def cluster_codes(
     clusters: int,
     resamples: int = 100,
     seed: int = 0,
-    grouping: Grouping = "jensen-shannon",
+    grouping: str = "jensen-shannon",
     least: int = 1,
 ) -> CodeClusters:
     """Group codes by their concept profile, and say how stable each group is when other images are drawn.
@@ -88,7 +87,7 @@ def cluster_codes(
         the images that make the profiles, not the codes that are clustered.
     """
     _check(codes, concept, k, concepts, clusters, resamples, grouping, least)
-    tokens, labels = codes.cpu().numpy(), concept.cpu().numpy()
+    tokens, labels = codes.cpu().long().numpy(), concept.cpu().long().numpy()
     presence = _presence(tokens, k)
 
     def grouped(weights: Floats, of: int, name: object) -> tuple[Ints, Floats]:
@@ -114,9 +113,9 @@ def concept_profile(
 
     Rows add up to 1; the rows of codes that are nowhere an image token are 0.
     """
-    labels = concept.cpu().numpy()
+    labels = concept.cpu().long().numpy()
     weights = np.ones(len(labels))
-    counts = _weighted_counts(_presence(codes.cpu().numpy(), k), labels, weights, concepts)
+    counts = _weighted_counts(_presence(codes.cpu().long().numpy(), k), labels, weights, concepts)
     return torch.from_numpy(_profile(counts, weights, labels))
 
 
@@ -141,7 +140,7 @@ def _profile(counts: Floats, weights: Floats, labels: Ints) -> Floats:
 
 
 def _group(
-    counts: Floats, weights: Floats, labels: Ints, clusters: int, grouping: Grouping, least: int, seed: int
+    counts: Floats, weights: Floats, labels: Ints, clusters: int, grouping: str, least: int, seed: int
 ) -> tuple[Ints, Floats]:
     """Cluster of every code, or -1, and every code's profile."""
     profile = _profile(counts, weights, labels)
@@ -164,6 +163,7 @@ def _tree(profile: Floats, clusters: int, metric: Literal["jensenshannon", "cosi
         return np.zeros(len(profile), np.int64)
     # Rounding can leave equal profiles a hair below or above zero apart; they must tie.
     apart = np.nan_to_num(pdist(profile, metric)).round(12)
+    clusters = min(clusters, len(np.unique(profile.round(12), axis=0)))
     return np.asarray(fcluster(linkage(apart, "average"), clusters, "maxclust"), np.int64)
 
 

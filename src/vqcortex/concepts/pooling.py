@@ -136,14 +136,15 @@ def count_image_tokens(
     )
 
 
-def best_tokens(tokens: Int[Tensor, "b h w"], importance: Float[Tensor, "b h w"], n: int) -> Int[Tensor, "b n"]:
+def best_tokens(tokens: Int[Tensor, "b h w"], importance: Float[Tensor, "_ _ _"], n: int) -> Int[Tensor, "b n"]:
     """Return the tokens at the n most important positions of each image, best first, on the CPU."""
     if tokens.shape != importance.shape:
         raise ShapeError(
             f"tokens {tuple(tokens.shape)} and importance {tuple(importance.shape)} must have one shape; "
             "were both made from the same store?"
         )
-    return tokens.flatten(1).cpu().gather(1, rank_positions(importance, n))
+    # 64 bits whatever the store holds: sums with concepts and ranks follow.
+    return tokens.flatten(1).cpu().gather(1, rank_positions(importance, n)).long()
 
 
 def concept_tokens(pool: PoolCounts, concept: int, n: int, keep: int | None = PUBLISHED_KEEP) -> ConceptTokens:
@@ -253,7 +254,7 @@ def _count(keys: NDArray[np.int64], shape: tuple[int, int, int]) -> Iterator[spa
         yield sparse.csr_array((counts[span], seen[span] % k, mine - mine[0]), shape=(concepts, k))
 
 
-def _count_grids(grids: NDArray[np.int64], labels: NDArray[np.int64], concepts: int, k: int) -> sparse.csr_array:
+def _count_grids(grids: NDArray[Any], labels: NDArray[Any], concepts: int, k: int) -> sparse.csr_array:
     """Counts of whole grids, (c, k), a concept at a time: that stays in the cache, the grids together do not."""
     order = np.argsort(labels, kind="stable")
     rows = np.split(order, np.searchsorted(labels[order], np.arange(1, concepts)))

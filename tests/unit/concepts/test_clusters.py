@@ -83,6 +83,12 @@ def test_stability_equals_its_slow_twin():
     assert min(found.stability.tolist()) < 1
 
 
+def test_small_ids_are_clustered_like_large_ones():
+    codes, concept = planted()
+    small = clustered(codes.to(torch.int16), concept.to(torch.int32))
+    assert torch.equal(small.stability, clustered(codes, concept).stability)
+
+
 def test_without_resamples_there_is_no_stability():
     found = clustered(*planted(), resamples=0)
     assert found.stability.isnan().all()
