@@ -19,7 +19,7 @@ demo: .venv/.demo
 	$(BIN)/vqcortex demo --out out/demo
 
 test: .venv/.dev lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqcortex.report.charts import (
+    Axis,
+    Bar,
+    Point,
+    Series,
+    band_around,
+    line_chart,
+    map_cells,
+    measured_axis,
+    reach,
+    round_axis,
+    row_chart,
+    scatter_chart,
+    share_bar,
+    tick_values,
+)
+
+PLAIN = Axis(low=0, high=1, start=0, end=100)
+
+
+def test_ticks_are_round_and_cover_the_values():
+    assert tick_values(0, 0.37) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert tick_values(-0.13, 0.4) == [-0.2, 0.0, 0.2, 0.4]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_always_cover_and_are_never_many(low: float, span: float):
+    values = tick_values(low, low + span)
+    step = values[1] - values[0]
+    assert values[0] <= low + step * 1e-6 and values[-1] >= low + span - step * 1e-6
+    assert 2 <= len(values) <= 7
+
+
+def test_a_single_value_still_gets_an_axis():
+    axis = round_axis(3, 3, 0, 100)
+    assert axis.low < 3 < axis.high
+
+
+def test_an_axis_maps_its_ends_to_its_ends():
+    axis = round_axis(0, 1, 100, 0)
+    assert (axis.at(0), axis.at(1), axis.at(0.25)) == (100, 0, 75)
+
+
+def test_values_just_beyond_a_tick_need_no_further_one():
+    axis = round_axis(-0.005, 0.42, 0, 100)
+    assert [tick.label for tick in axis.ticks] == ["0", "0.2", "0.4"]
+    assert (axis.low, axis.high) == (-0.005, 0.42)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_nothing_falls_off_an_axis(low: float, span: float):
+    axis = round_axis(low, low + span, 0, 100)
+    assert axis.low <= low + span * 1e-5 and axis.high >= low + span * (1 - 1e-5)
+    assert all(-0.1 <= tick.place <= 100.1 for tick in axis.ticks) and len(axis.ticks) >= 2
+
+
+def test_crowded_ticks_are_left_out_but_never_the_last():
+    labels = [tick.label for tick in measured_axis([1, 2, 5, 10, 25], 0, 200).ticks]
+    assert labels == ["2", "5", "10", "25"]
+
+
+def test_a_band_goes_along_the_upper_ends_and_back_along_the_lower():
+    points = [Point(x=0, y=0.5, low=0.4, high=0.6), Point(x=1, y=0.6, low=0.5, high=0.9)]
+    assert band_around(points, PLAIN, PLAIN) == "M0 60L100 90L100 50L0 40z"
+
+
+def test_points_without_an_interval_have_no_band():
+    assert band_around([Point(x=0, y=0.5)], PLAIN, PLAIN) == ""
+
+
+def test_room_is_made_for_intervals_and_for_zero():
+    assert reach([Series(name="a", points=(Point(x=1, y=0.5, low=0.3, high=0.8),))]) == (0.0, 0.8)
+    assert reach([]) == (0.0, 0.0)
+
+
+def test_a_line_chart_leaves_out_what_is_no_number():
+    series = Series(name="a", points=(Point(x=1, y=math.nan), Point(x=2, y=0.5)))
+    (line,) = line_chart("t", [series], "x", "x").lines
+    assert len(line.dots) == 1
+    assert "nan" not in line.path
+
+
+def test_the_default_is_drawn_last_on_top():
+    series = [Series(name=name, points=(Point(x=1, y=1),), style=style) for style, name in enumerate("ab")]
+    assert [line.name for line in line_chart("t", series, "x", "x").lines] == ["b", "a"]
+
+
+def test_tooltips_carry_the_interval():
+    series = Series(name="tis", points=(Point(x=5, y=0.25, low=0.2, high=0.3),))
+    (line,) = line_chart("t", [series], "x", "n =").lines
+    assert line.dots[0].title == "tis, n = 5: 0.250 [0.200, 0.300]"
+
+
+def test_rows_stand_below_each_other_under_their_headings():
+    bars = [Bar(label="a", value=0.5, low=0.4, high=0.6), Bar(label="b", value=-0.1)]
+    chart = row_chart("t", [("first", bars), ("second", bars[:1])])
+    heights = [chart.headings[0].y, *(row.dot.y for row in chart.rows[:2]), chart.headings[1].y, chart.rows[2].dot.y]
+    assert heights == sorted(heights)
+    assert heights[-1] < chart.box.height
+    assert chart.rows[1].dot.x < chart.zero < chart.rows[0].dot.x
+    assert chart.rows[1].dot.low is None
+
+
+def test_both_axes_of_a_scatter_have_one_range():
+    chart = scatter_chart("t", [(Point(x=3.0, y=0.5, low=-1, high=1), "one")], "x")
+    assert (chart.x.low, chart.x.high) == (chart.y.low, chart.y.high)
+    assert chart.x.low <= -1 and chart.x.high >= 3
+
+
+def test_a_map_says_value_and_error_of_every_cell():
+    cells = map_cells(np.array([[0.5, -2.0]], np.float32), np.array([[0.1, 0.0]], np.float32))
+    assert [(one.row, one.column, one.weight, one.is_cool) for one in cells] == [(0, 0, 0.5, False), (0, 1, 1.0, True)]
+    assert cells[0].title == "row 0, column 0: +0.50 ± 0.100"
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(1.2, 0.9, 1.4), (0.5, None, None), (-0.1, -0.2, 0.1)])
+def test_a_share_bar_never_leaves_its_track(value, low, high):
+    bar = share_bar(value, low, high)
+    assert 0 <= bar["value"] <= 100
+    assert 0 <= bar["start"] <= bar["start"] + bar["length"] <= 100
