@@ -2,7 +2,7 @@
 
     python recipes/fashion/make.py --data idx:/usr/share/datasets/fashion-mnist --work out/fashion
 
-Steps, in order: first stage, judge A (cnn), prior, judge B (patch), export, measure. Kill it anywhere; the same
+Steps, in order: first stage, judge A (cnn), prior, judge B (patch, two rounds), export, measure. Kill it anywhere; the same
 command goes on from the last checkpoint. `--only` runs some of the steps.
 """
 
@@ -28,14 +28,14 @@ from vqcortex.images import read_idx
 from vqcortex.weights import save_weights
 
 CONCEPTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-STEPS = ("vqvae", "cnn", "prior", "patch", "export", "measure")
+STEPS = ("vqvae", "cnn", "prior", "patch", "patch_again", "export", "measure")
 # The last 5,000 training images train neither judges nor prior; the judges' temperatures are fitted on them.
 HELD_OUT = 5_000
 # Fixed before any judge saw a generated image: sharper than 1, so that fewer draws fall off the manifold.
 SAMPLING = {"temperature": 0.8, "top_k": 100}
 CHECKPOINTS = {"model": "vqvae", "prior": "prior"}
 ZOO = Path(__file__).parents[2] / "src/vqcortex/zoo/fashion"
-EPOCHS = {"vqvae": 8, "cnn": 5, "prior": 4, "patch": 8}
+EPOCHS = {"vqvae": 8, "cnn": 5, "prior": 4, "patch": 8, "patch_again": 6}
 
 
 def load_data(source: str, split: str, device: str) -> tuple[Tensor, Tensor]:
@@ -81,8 +81,8 @@ def export_model(work: Path, seed: int) -> None:
 def export_judges(work: Path, images: Tensor, labels: Tensor, seed: int) -> None:
     """Write the judges' weights and judges.json; temperatures are fitted on `images`, which trained neither."""
     judges = []
-    for name, fresh in (("cnn", cnn_judge(seed)), ("patch", patch_judge(seed))):
-        judge = saved_model(fresh, work / f"{name}.pt")
+    for name, fresh, last in (("cnn", cnn_judge(seed), "cnn"), ("patch", patch_judge(seed), "patch_again")):
+        judge = saved_model(fresh, work / f"{last}.pt")
         with torch.no_grad():
             logits = torch.cat([judge((part.cpu().expand(-1, 3, -1, -1) + 1) / 2) for part in images.split(500)])
         file = f"judge_{name}.safetensors"
@@ -127,6 +127,12 @@ def main() -> None:
         rate = 1.5e-3
         seconds["patch"] = train_judge(
             "patch", judge, seen, seen_labels, work, seed=seed, epochs=EPOCHS["patch"], rate=rate
+        )
+    if "patch_again" in chosen.only:  # one round left it short of what a second judge should know
+        judge = saved_model(patch_judge(seed), work / "patch.pt").to(chosen.device)
+        epochs, rate = EPOCHS["patch_again"], 1e-3
+        seconds["patch_again"] = train_judge(
+            "patch_again", judge, seen, seen_labels, work, seed=seed, epochs=epochs, rate=rate
         )
     for name, spent in seconds.items():
         about = {
