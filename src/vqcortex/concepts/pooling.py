@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
+from math import ceil
 from typing import Any, final
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.special import bdtr, bdtrik
 from torch import Tensor
 
 from vqcortex.concepts.saliency import check_concepts, rank_positions
@@ -38,6 +41,7 @@ class PoolCounts:
         images: Images per concept, (c,).
         cells: For every n, among the n best positions of all images, those that hold the code, (c, k).
         having: For every n, images with the code at one or more of their n best positions, (c, k).
+        total: For every n, the sum of `cells` over concepts, (p, k).
         everywhere: Positions of whole grids that hold the code, (c, k).
     """
 
@@ -46,6 +50,7 @@ class PoolCounts:
     images: Int[Tensor, " c"]
     cells: tuple[sparse.csr_array, ...]
     having: tuple[sparse.csr_array, ...]
+    total: Int[Tensor, "p k"]
     everywhere: sparse.csr_array
 
     def __add__(self, other: PoolCounts) -> PoolCounts:
@@ -61,6 +66,7 @@ class PoolCounts:
             images=self.images + other.images,
             cells=tuple(a + b for a, b in zip(self.cells, other.cells, strict=True)),
             having=tuple(a + b for a, b in zip(self.having, other.having, strict=True)),
+            total=self.total + other.total,
             everywhere=self.everywhere + other.everywhere,
         )
 
@@ -132,6 +138,9 @@ def count_image_tokens(
         images=torch.from_numpy(np.bincount(labels, minlength=concepts)),
         cells=tuple(accumulate(_count(pairs.ravel(), shape))),
         having=tuple(accumulate(_count(pairs[_is_first_in_row(best)], shape))),
+        total=torch.from_numpy(
+            np.bincount((band * k + best).ravel(), minlength=len(wanted) * k).reshape(-1, k).cumsum(0)
+        ),
         everywhere=_count_grids(grids, labels, concepts, k),
     )
 
@@ -171,24 +180,23 @@ def concept_tokens(pool: PoolCounts, concept: int, n: int, keep: int | None = PU
     """
     at = _checked_request(pool, concept, n, keep)
     images = int(pool.images[concept])
-    counts = _row(pool.cells[at], concept)
-    codes = np.flatnonzero(counts)
-    lift = _lift(pool, at, concept)[codes]
-    order = np.lexsort((codes, -np.nan_to_num(lift), -counts[codes]))[:keep]
-    codes, lift = codes[order], lift[order]
-    share = _row(pool.having[at], concept)[codes] / images
-    low, high = _bootstrap_interval(share, images)
+    codes, counts = _row(pool.cells[at], concept)
+    lift = _lift(pool, at, images, codes, counts)
+    order = np.lexsort((codes, -np.nan_to_num(lift), -counts))[:keep]
+    codes, counts, lift = codes[order], counts[order], lift[order]
+    having = _counts_of(codes, pool.having[at], concept)
+    ends = np.array([_bootstrap_interval(one, images) for one in having.tolist()]).reshape(-1, 2)
     return ConceptTokens(
         concept=concept,
         n=n,
         images=images,
         codes=torch.from_numpy(codes),
-        counts=torch.from_numpy(counts[codes]),
-        share=torch.from_numpy(share),
-        low=torch.from_numpy(low),
-        high=torch.from_numpy(high),
+        counts=torch.from_numpy(counts),
+        share=torch.from_numpy(having / images),
+        low=torch.from_numpy(ends[:, 0]),
+        high=torch.from_numpy(ends[:, 1]),
         lift=torch.from_numpy(lift),
-        frequency=torch.from_numpy(_row(pool.everywhere, concept)[codes] / (images * pool.cells_per_image)),
+        frequency=torch.from_numpy(_counts_of(codes, pool.everywhere, concept) / (images * pool.cells_per_image)),
     )
 
 
@@ -257,38 +265,52 @@ def _count(keys: NDArray[np.int64], shape: tuple[int, int, int]) -> Iterator[spa
 def _count_grids(grids: NDArray[Any], labels: NDArray[Any], concepts: int, k: int) -> sparse.csr_array:
     """Counts of whole grids, (c, k), a concept at a time: that stays in the cache, the grids together do not."""
     order = np.argsort(labels, kind="stable")
-    rows = np.split(order, np.searchsorted(labels[order], np.arange(1, concepts)))
-    dense = (np.bincount(grids[mine].ravel(), minlength=k) for mine in rows)
+    present, starts = np.unique(labels[order], return_index=True)
+    dense = (np.bincount(grids[mine].ravel(), minlength=k) for mine in np.split(order, starts[1:]))
     found = [(seen := np.flatnonzero(one), one[seen]) for one in dense]
-    ends = np.cumsum([0, *(len(seen) for seen, _ in found)])
+    sizes = np.zeros(concepts, np.int64)
+    sizes[present] = [len(seen) for seen, _ in found[: len(present)]]
     codes, counts = (np.concatenate(part) for part in zip(*found, strict=True))
-    return sparse.csr_array((counts, codes, ends), shape=(concepts, k))
+    return sparse.csr_array((counts, codes, np.append(0, sizes.cumsum())), shape=(concepts, k))
 
 
-def _row(counts: sparse.csr_array, concept: int) -> NDArray[np.int64]:
-    row = np.zeros(counts.shape[1], np.int64)
+def _row(counts: sparse.csr_array, concept: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Codes that a concept has, rising, and their counts."""
     span = slice(counts.indptr[concept], counts.indptr[concept + 1])
-    row[counts.indices[span]] = counts.data[span]
-    return row
+    return counts.indices[span].astype(np.int64), counts.data[span].astype(np.int64)
 
 
-def _lift(pool: PoolCounts, at: int, concept: int) -> NDArray[np.float64]:
-    n, mine = pool.positions[at], int(pool.images[concept])
-    others = int(pool.images.sum()) - mine
-    counts = _row(pool.cells[at], concept)
+def _counts_of(codes: NDArray[np.int64], counts: sparse.csr_array, concept: int) -> NDArray[np.int64]:
+    """Counts of codes that the concept is known to have."""
+    known, found = _row(counts, concept)
+    return found[np.searchsorted(known, codes)]
+
+
+def _lift(
+    pool: PoolCounts, at: int, images: int, codes: NDArray[np.int64], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    n, others = pool.positions[at], int(pool.images.sum()) - images
     if not others:
-        return np.full(len(counts), np.nan)
-    elsewhere = np.asarray(pool.cells[at].sum(axis=0)).ravel() - counts
-    here = (counts + 0.5) / (n * mine + 1)
+        return np.full(len(codes), np.nan)
+    elsewhere = pool.total[at].numpy()[codes] - counts
+    here = (counts + 0.5) / (n * images + 1)
     there = (elsewhere + 0.5) / (n * others + 1)
     return np.asarray(here / there)
 
 
-def _bootstrap_interval(share: NDArray[np.float64], images: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    from scipy.stats import binom  # a slow import, needed here only
+@lru_cache(maxsize=1 << 16)
+def _bootstrap_interval(having: int, images: int) -> tuple[float, float]:
+    """Ends of the interval of a share of images; the same few shares come up for code after code."""
+    return _binomial_quantile(0.025, having, images) / images, _binomial_quantile(0.975, having, images) / images
 
-    ends = np.asarray(binom.ppf([[0.025], [0.975]], images, share)) / images
-    return ends[0], ends[1]
+
+def _binomial_quantile(level: float, having: int, images: int) -> int:
+    """Smallest number of images that a resample stays at or below with probability `level` or more."""
+    share = having / images
+    if having in (0, images):  # nothing to draw: every resample has the same number
+        return having
+    guess = ceil(bdtrik(level, images, share))
+    return guess - 1 if guess and bdtr(guess - 1, images, share) >= level else guess
 
 
 def _kind(pool: PoolCounts) -> tuple[object, ...]:
