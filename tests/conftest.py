@@ -2,10 +2,15 @@
 
 import hashlib
 
+import hypothesis
 import pytest
 
 from vqcortex.pipelines.run import run
 from vqcortex.pipelines.settings import RunSettings
+
+# A busy machine must not fail a test: nothing here is timed.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def settings_of(out, **changed) -> RunSettings:

@@ -2,8 +2,8 @@
 
     python recipes/fashion/make.py --data idx:/usr/share/datasets/fashion-mnist --work out/fashion
 
-Steps, in order: first stage, judge A (cnn), prior, judge B (patch, two rounds), export, measure. Kill it anywhere; the same
-command goes on from the last checkpoint. `--only` runs some of the steps.
+Steps, in order: first stage, judge A (cnn), prior, judge B (patch, two rounds), export, measure. Kill it anywhere; the
+same command goes on from the last checkpoint. `--only` runs some of the steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HELD_OUT = 5_000
 SAMPLING = {"temperature": 0.8, "top_k": 100}
 CHECKPOINTS = {"model": "vqvae", "prior": "prior"}
 ZOO = Path(__file__).parents[2] / "src/vqcortex/zoo/fashion"
-EPOCHS = {"vqvae": 8, "cnn": 5, "prior": 4, "patch": 8, "patch_again": 6}
+EPOCHS = {"vqvae": 8, "cnn": 5, "prior": 4, "patch": 8, "patch_again": 4}
 
 
 def load_data(source: str, split: str, device: str) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,10 @@ from vqcortex.errors import ConfigError, DataError, MissingExtra, ModelError, Sh
 from vqcortex.extractors.protocol import build_extractor, look_up
 from vqcortex.extractors.train import (
     LOOK_EVERY,
+    Callbacks,
     TrainData,
     TrainSettings,
+    listen,
     minibatches,
     rate_of,
     train_extractor,
@@ -331,10 +333,8 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, hidden, settings, mes
 
 
 @pytest.mark.slow
-def test_two_processes_share_every_minibatch(tmp_path):
+def test_two_processes_share_every_minibatch(tmp_path, capfd):
     module, told = fresh(), []
-    for one in module.hidden:
-        one.drop.p = 0.0
     settings = replace(QUICK, epochs=2, devices=2)
     report = train_extractor(module, DATA, settings, TOY.codebook, tmp_path / "run.pt", on_epoch=told.append)
     assert tuple(told) == report.epochs
@@ -342,3 +342,36 @@ def test_two_processes_share_every_minibatch(tmp_path):
     logits = module(look_up(TOY.codebook, DATA.validation_tokens))
     best = report.epochs[report.best - 1].validation_loss
     assert F.cross_entropy(logits, DATA.validation_labels).item() == pytest.approx(best, rel=1e-5)
+    assert capfd.readouterr().out == ""
+
+
+class Heard:
+    """A queue that holds what another process said."""
+
+    def __init__(self, *words):
+        self.words = [*words, None]
+
+    def get(self):
+        return self.words.pop(0)
+
+
+def test_what_another_process_reports_is_passed_on(finished):
+    epochs, steps, heard = [], [], []
+    report = finished[1].epochs[0]
+    callbacks = Callbacks(epochs.append, lambda *one: steps.append(one))
+    listen(Heard((1, 1, 5), report, b"outcome"), callbacks, heard)
+    assert (epochs, steps, heard) == ([report], [(1, 1, 5)], [b"outcome"])
+
+
+def test_a_callback_that_raises_does_not_leave_the_other_process_waiting():
+    calls, heard = [], []
+
+    def breaks(*step):
+        calls.append(step)
+        raise Killed("by the test")
+
+    queue = Heard((1, 1, 5), (1, 2, 5), b"outcome")
+    listen(queue, Callbacks(None, breaks), heard)
+    assert calls == [(1, 1, 5)]
+    assert [type(one) for one in heard] == [Killed, bytes]
+    assert queue.words == []

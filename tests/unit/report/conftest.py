@@ -31,7 +31,7 @@ NAMES = (
 OURS = "noisy_gradient_x_embedding"
 ARMS = {OURS: 0.42, "tis": 0.27, "random": 0.13, "centre": 0.16, "brightness": 0.09, "token_frequency": 0.14}
 FILLS = {"black": 0.75, "grey": 0.9, "mean_code": 1.0, "resampled_codes": 0.8}
-NUMBERS = (1, 2, 5, 10, 15, 25)
+NUMBERS = (1, 2, 5, 10, 25)
 JUDGES = ("cnn", "patch")
 SIDE, CELLS = 28, 7
 
@@ -117,7 +117,7 @@ def concept_of(kind: int, name: str, draws: np.random.Generator) -> ConceptExhib
 def evidence_of(level: Any, arms: Mapping[Condition, float], metrics: Mapping[str, float]) -> Evidence:
     """Values per image around a slope per condition; the second judge believes a little less."""
     draws = torch.Generator().manual_seed(len(arms))
-    images, strengths = 100, torch.tensor(list(arms.values()))
+    images, strengths = 50, torch.tensor(list(arms.values()))
     concept = torch.arange(images) % 10
     shape = (len(arms), 2, images)
     drop = strengths[:, None, None] * torch.tensor([1.0, 1.2])[:, None] + torch.randn(shape, generator=draws) * 0.12
@@ -270,12 +270,34 @@ def exhibit() -> Exhibit:
 
 
 @pytest.fixture(scope="session")
-def named() -> Callable[[str], Exhibit]:
-    """Makes an exhibit whose third concept has a name of the caller's choice."""
-    return lambda name: build_exhibit((*NAMES[:2], name, *NAMES[3:]))
+def named(exhibit: Exhibit) -> Callable[[str], Exhibit]:
+    """Makes a small study of two concepts whose first has a name of the caller's choice."""
+
+    def build(name: str) -> Exhibit:
+        first, second = exhibit.concepts[:2]
+        groups = {"all": "all", first.name: name, f"{first.name} to {second.name}": f"{name} to {second.name}"}
+        tables = {
+            key: Table(
+                key,
+                table.columns,
+                [{**row, "concept": groups[row["concept"]]} for row in table.rows if row["concept"] in groups],
+            )
+            for key, table in exhibit.tables.items()
+            if "concept" in table.columns
+        }
+        return replace(
+            exhibit,
+            concepts=(replace(first, name=name), second),
+            searches=(replace(exhibit.searches[0], source=name),),
+            tables=tables,
+        )
+
+    return build
 
 
 @pytest.fixture(scope="session")
 def bare(exhibit: Exhibit) -> Exhibit:
     """A study of which only the first stages are done."""
-    return replace(exhibit, tables={}, clusters=(), searches=(), history=(), notes=(), stages=())
+    return replace(
+        exhibit, concepts=exhibit.concepts[:2], tables={}, clusters=(), searches=(), history=(), notes=(), stages=()
+    )

@@ -36,7 +36,8 @@ def test_ticks_are_round_and_cover_the_values():
 def test_ticks_always_cover_and_are_never_many(low: float, span: float):
     values = tick_values(low, low + span)
     step = values[1] - values[0]
-    assert values[0] <= low + step * 1e-6 and values[-1] >= low + span - step * 1e-6
+    assert values[0] <= low + step * 1e-6
+    assert values[-1] >= low + span - step * 1e-6
     assert 2 <= len(values) <= 7
 
 
@@ -59,8 +60,10 @@ def test_values_just_beyond_a_tick_need_no_further_one():
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_nothing_falls_off_an_axis(low: float, span: float):
     axis = round_axis(low, low + span, 0, 100)
-    assert axis.low <= low + span * 1e-5 and axis.high >= low + span * (1 - 1e-5)
-    assert all(-0.1 <= tick.place <= 100.1 for tick in axis.ticks) and len(axis.ticks) >= 2
+    assert axis.low <= low + span * 1e-5
+    assert axis.high >= low + span * (1 - 1e-5)
+    assert all(-0.1 <= tick.place <= 100.1 for tick in axis.ticks)
+    assert len(axis.ticks) >= 2
 
 
 def test_crowded_ticks_are_left_out_but_never_the_last():
@@ -113,7 +116,8 @@ def test_rows_stand_below_each_other_under_their_headings():
 def test_both_axes_of_a_scatter_have_one_range():
     chart = scatter_chart("t", [(Point(x=3.0, y=0.5, low=-1, high=1), "one")], "x")
     assert (chart.x.low, chart.x.high) == (chart.y.low, chart.y.high)
-    assert chart.x.low <= -1 and chart.x.high >= 3
+    assert chart.x.low <= -1
+    assert chart.x.high >= 3
 
 
 def test_a_map_says_value_and_error_of_every_cell():

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from vqcortex.exhibit import Exhibit
 from vqcortex.report import evidence
 from vqcortex.report.evidence import (
+    Level,
     answer,
     build_level,
     concept_charts,
@@ -28,24 +27,37 @@ def names(exhibit: Exhibit):
     return [one.name for one in exhibit.concepts]
 
 
+@pytest.fixture(scope="module")
+def image(tables, names) -> Level:
+    level = build_level(tables, "image", names)
+    assert level is not None
+    return level
+
+
+@pytest.fixture(scope="module")
+def pooled(tables) -> dict[str, Table]:
+    """All images only: as much as most tests need."""
+    return {
+        key: Table(key, table.columns, [row for row in table.rows if row["concept"] == "all"])
+        for key, table in tables.items()
+        if "concept" in table.columns
+    }
+
+
 def changed(table: Table, **values: object) -> Table:
     return Table(table.name, table.columns, [{**row, **values} for row in table.rows])
 
 
-def test_every_choice_of_concept_judge_and_metric_has_a_variant(tables, names):
-    level = build_level(tables, "image", names)
-    assert level is not None
-    assert [one.name for one in level.choosers] == ["concept", "judge", "metric"]
-    assert level.choosers[0].options == ("all images", *names)
-    assert len(level.variants) == 11 * 2 * 2
-    assert [one.key for one in level.variants if one.is_first] == ["0-0-0"]
+def test_every_choice_of_concept_judge_and_metric_has_a_variant(image: Level, names):
+    assert [one.name for one in image.choosers] == ["concept", "judge", "metric"]
+    assert image.choosers[0].options == ("all images", *names)
+    assert len(image.variants) == 11 * 2 * 2
+    assert [one.key for one in image.variants if one.is_first] == ["0-0-0"]
 
 
-def test_every_arm_has_a_curve_with_a_band_in_every_fill(tables, names):
-    level = build_level(tables, "image", names)
-    assert level is not None
-    assert len(level.legend) == 6
-    for variant in level.variants:
+def test_every_arm_has_a_curve_with_a_band_in_every_fill(image: Level):
+    assert len(image.legend) == 6
+    for variant in image.variants:
         assert [chart.title for chart in variant.lines] == [
             "black pixels",
             "mid-grey pixels",
@@ -55,23 +67,17 @@ def test_every_arm_has_a_curve_with_a_band_in_every_fill(tables, names):
         assert all(len(chart.lines) == 6 and all(line.band for line in chart.lines) for chart in variant.lines)
 
 
-def test_the_fills_of_a_variant_share_their_axis(tables, names):
-    level = build_level(tables, "image", names)
-    assert level is not None
-    assert all(len({(chart.y.low, chart.y.high) for chart in one.lines}) == 1 for one in level.variants)
+def test_the_fills_of_a_variant_share_their_axis(image: Level):
+    assert all(len({(chart.y.low, chart.y.high) for chart in one.lines}) == 1 for one in image.variants)
 
 
-def test_the_default_comes_first_everywhere(tables, names):
-    level = build_level(tables, "image", names)
-    assert level is not None
-    assert level.legend[0] == (0, "noisy gradient × embedding")
-    assert all(chart.lines[-1].style == 0 for one in level.variants for chart in one.lines)
+def test_the_default_comes_first_everywhere(image: Level):
+    assert image.legend[0] == (0, "noisy gradient × embedding")
+    assert all(chart.lines[-1].style == 0 for one in image.variants for chart in one.lines)
 
 
-def test_a_curve_stands_where_its_table_says(tables, names):
-    level = build_level(tables, "image", names)
-    assert level is not None
-    chart = level.variants[0].lines[0]
+def test_a_curve_stands_where_its_table_says(image: Level, tables):
+    chart = image.variants[0].lines[0]
     (row,) = tables["image_level"].where(
         concept="all", judge="cnn", metric="probability_drop", fill="black", arm="tis", n=5
     )
@@ -79,25 +85,23 @@ def test_a_curve_stands_where_its_table_says(tables, names):
     assert (line.dots[2].x, line.dots[2].y) == (chart.x.at(5), chart.y.at(row["value"]))
 
 
-def test_every_verdict_of_a_variant_is_shown_once(tables, names):
-    level = build_level(tables, "image", names)
-    assert level is not None
-    grid = level.variants[0].verdicts
+def test_every_verdict_of_a_variant_is_shown_once(image: Level, tables):
+    grid = image.variants[0].verdicts
     assert grid is not None
     shown = sorted(mark.word for _, cells in grid.rows for marks in cells for mark in marks)
     wanted = tables["verdicts"].where(level="image", concept="all", judge="cnn", metric="probability_drop")
     assert shown == sorted(row["verdict"] for row in wanted)
 
 
-def test_the_area_hidden_is_said_at_concept_level(tables, names):
-    level = build_level(tables, "concept", names)
+def test_the_area_hidden_is_said_at_concept_level(pooled, names):
+    level = build_level(pooled, "concept", names)
     assert level is not None
     notes = {row.note for chart in level.variants[0].rows for row in chart.rows}
     assert notes == {"hides 18 %"}
 
 
-def test_codebook_charts_say_unit_and_direction(tables, names):
-    level = build_level(tables, "codebook", names)
+def test_codebook_charts_say_unit_and_direction(pooled, names):
+    level = build_level(pooled, "codebook", names)
     assert level is not None
     abouts = {chart.title: chart.about for chart in level.variants[0].rows}
     assert "Unit: probability, −1 to 1; higher is better." in abouts["target rise"]
@@ -115,25 +119,25 @@ def test_many_concepts_are_drawn_up_to_a_number_and_the_rest_is_counted(tables, 
 @pytest.mark.parametrize("name", ["image", "concept", "codebook"])
 def test_a_level_that_was_not_measured_is_none(name: str, tables, names):
     assert build_level({}, name, names) is None
-    empty = replace(tables["image_level"], name=f"{name}_level", rows=[])
+    empty = Table(f"{name}_level", tables["image_level"].columns, [])
     assert build_level({f"{name}_level": empty}, name, names) is None
 
 
-def test_without_verdicts_the_default_is_the_arm_that_is_no_control(tables, names):
-    level = build_level({"image_level": tables["image_level"]}, "image", names)
+def test_without_verdicts_the_default_is_the_arm_that_is_no_control(pooled, names):
+    level = build_level({"image_level": pooled["image_level"]}, "image", names)
     assert level is not None
     assert level.legend[0] == (0, "noisy gradient × embedding")
     assert level.variants[0].verdicts is None
 
 
-def test_intervals_that_are_not_there_leave_no_band(tables, names):
-    level = build_level({"image_level": changed(tables["image_level"], low=None, high=None)}, "image", names)
+def test_intervals_that_are_not_there_leave_no_band(pooled, names):
+    level = build_level({"image_level": changed(pooled["image_level"], low=None, high=None)}, "image", names)
     assert level is not None
     assert not any(line.band for chart in level.variants[0].lines for line in chart.lines)
 
 
-def test_the_headline_takes_a_tenth_of_the_positions_and_the_mean_code(tables):
-    found = headline(tables)
+def test_the_headline_takes_a_tenth_of_the_positions_and_the_mean_code(pooled):
+    found = headline(pooled)
     assert found is not None
     assert (found.n, found.positions, found.fill) == (5, 49, "mean_code")
     assert [judge for judge, _ in found.rows] == ["cnn", "patch"]
@@ -141,17 +145,17 @@ def test_the_headline_takes_a_tenth_of_the_positions_and_the_mean_code(tables):
     assert len(headline_charts(found)) == 2
 
 
-def test_the_answer_says_what_the_verdicts_say(tables):
-    words = {word: answer({**tables, "verdicts": changed(tables["verdicts"], verdict=word)}, 10) for word in
+def test_the_answer_says_what_the_verdicts_say(pooled):
+    words = {word: answer({**pooled, "verdicts": changed(pooled["verdicts"], verdict=word)}, 10) for word in
              ("better", "worse", "undecided")}  # fmt: skip
     assert "more than TIS (published)" in words["better"]
     assert "less than random" in words["worse"]
     assert "not clearly different from random" in words["undecided"]
 
 
-def test_judges_that_differ_are_not_hidden_by_the_answer(tables):
-    rows = [{**row, "verdict": "better" if row["judge"] == "cnn" else "worse"} for row in tables["verdicts"].rows]
-    said = answer({**tables, "verdicts": Table("verdicts", tables["verdicts"].columns, rows)}, 10)
+def test_judges_that_differ_are_not_hidden_by_the_answer(pooled):
+    rows = [{**row, "verdict": "better" if row["judge"] == "cnn" else "worse"} for row in pooled["verdicts"].rows]
+    said = answer({**pooled, "verdicts": Table("verdicts", pooled["verdicts"].columns, rows)}, 10)
     assert "for one judge but not for another" in said
 
 

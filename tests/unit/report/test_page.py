@@ -94,7 +94,7 @@ def test_the_page_is_well_formed_and_every_link_inside_it_leads_somewhere(page: 
     assert len(ids) == len(set(ids))
     links = [attributes["href"] for attributes in reader.all("a")]
     assert len(links) > 30
-    assert {link for link in links if link and link[1:] not in ids or not link} == set()
+    assert {link for link in links if (link and link[1:] not in ids) or not link} == set()
 
 
 def test_nothing_is_fetched_from_anywhere(page: str):
@@ -113,8 +113,9 @@ def test_every_picture_has_a_text_or_is_marked_as_decoration(page: str):
 def test_whatever_a_concept_is_called_it_stays_text(named: Callable[[str], Exhibit]):
     page = render_page(named(NASTY))
     assert "alert(" in page  # it is shown
-    assert "<script>alert" not in page and "<img src=x" not in page
-    assert len(read(page).all("script")) == 3 - 1
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert len(read(page).all("script")) == 2
     assert "{{ 7 * 7 }}" in page
 
 
@@ -127,7 +128,8 @@ def test_notes_commands_and_facts_are_text_too(bare: Exhibit):
         stages=({"stage": NASTY, "command": NASTY, "settings": {NASTY: NASTY}, "versions": {NASTY: NASTY}},),
     )
     page = render_page(hostile)
-    assert "<script>alert" not in page and "<img src=x" not in page
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
 
 
 def test_every_part_of_the_study_is_on_the_page(page: str, exhibit: Exhibit):
