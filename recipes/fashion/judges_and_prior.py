@@ -44,7 +44,7 @@ def cnn_judge(seed: int) -> CNN:
 def patch_judge(seed: int) -> PatchAttention:
     """Judge B before training."""
     torch.manual_seed(seed + 2)
-    return PatchAttention(PatchSettings())
+    return PatchAttention(PatchSettings(mirrors=True))
 
 
 @torch.no_grad()

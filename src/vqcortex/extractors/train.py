@@ -12,6 +12,7 @@ Source:
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -280,19 +281,32 @@ class State:
 
 
 def launched(job: Job, callbacks: Callbacks) -> Outcome | VqCortexError:
-    """Run a job in this process, or in one process per device, whose reports are passed on from a queue."""
+    """Run a job in this process, or in one process per device."""
     with quiet():
         fabric = new_fabric(job.settings)
-        if job.settings.devices == 1:
-            return worked(fabric, job, callbacks)
-        queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-        listener = threading.Thread(target=listen, args=(queue, callbacks), daemon=True)
-        listener.start()
-        try:
-            return fabric.launch(Apart(job, queue))
-        finally:
-            queue.put(None)
-            listener.join()
+        return worked(fabric, job, callbacks) if job.settings.devices == 1 else spread(fabric, job, callbacks)
+
+
+def spread(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome | VqCortexError:
+    """Run a job in one process per device; a thread passes on what the first of them reports.
+
+    The outcome comes that way too, as bytes: what Fabric returns by itself has to fit into a pipe that nobody empties
+    before the processes have ended.
+    """
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    heard: list[bytes | Exception] = []
+    listener = threading.Thread(target=listen, args=(queue, callbacks, heard), daemon=True)
+    listener.start()
+    try:
+        fabric.launch(Apart(job, queue))
+    finally:
+        queue.put(None)
+        listener.join()
+    for word in heard:
+        if isinstance(word, Exception):
+            raise word
+    outcome: Outcome | VqCortexError = pickle.loads(heard[-1])  # type: ignore[arg-type]
+    return outcome
 
 
 def worked(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome | VqCortexError:
@@ -316,22 +330,34 @@ class Apart:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A new process unpickles this before Fabric announces it.
         self.__dict__.update(state)
-        fabric_logger().setLevel(logging.ERROR)
+        for logger in loggers():
+            logger.setLevel(logging.ERROR)
 
-    def __call__(self, fabric: Any) -> Outcome | VqCortexError:
+    def __call__(self, fabric: Any) -> None:
         put = self.queue.put
         told = Callbacks(None, None) if fabric.global_rank else Callbacks(put, lambda *step: put(step))
         with quiet():
-            return worked(fabric, self.job, told)
+            outcome = worked(fabric, self.job, told)
+        if fabric.global_rank == 0:
+            put(pickle.dumps(outcome))
 
 
-def listen(queue: Any, callbacks: Callbacks) -> None:
-    """Pass on what another process reports, until None comes."""
+def listen(queue: Any, callbacks: Callbacks, heard: list[bytes | Exception]) -> None:
+    """Pass on what another process reports, and keep its outcome, until None comes.
+
+    A callback that raises is not called again; the queue is emptied all the same, or the other process would wait.
+    """
     while (word := queue.get()) is not None:
-        if isinstance(word, EpochReport):
-            callbacks.epoch(word)
-        else:
-            callbacks.step(*word)
+        try:
+            if isinstance(word, bytes):
+                heard.append(word)
+            elif isinstance(word, EpochReport):
+                callbacks.epoch(word)
+            else:
+                callbacks.step(*word)
+        except Exception as error:
+            heard.append(error)
+            callbacks = Callbacks(None, None)
 
 
 def run_epochs(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome:
@@ -632,13 +658,13 @@ def new_fabric(settings: TrainSettings) -> Any:
     )
 
 
-def fabric_logger() -> logging.Logger:
-    """Where Fabric's announcements go; importing it sets the level."""
+def loggers() -> list[logging.Logger]:
+    """Where Lightning's announcements go; importing it sets their levels."""
     try:
         import lightning.fabric
     except ImportError as error:
         raise MissingExtra("training needs lightning; install it with: pip install lightning") from error
-    return logging.getLogger(lightning.fabric.__name__)
+    return [logging.getLogger(name) for name in (lightning.fabric.__name__, "lightning.pytorch")]
 
 
 @contextmanager
@@ -646,10 +672,11 @@ def quiet() -> Iterator[None]:
     """Keep Lightning from logging and warning; everything else may still."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning.*")
-        logger = fabric_logger()
-        before = logger.level
-        logger.setLevel(logging.ERROR)
+        before = [(logger, logger.level) for logger in loggers()]
+        for logger, _ in before:
+            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(before)
+            for logger, level in before:
+                logger.setLevel(level)

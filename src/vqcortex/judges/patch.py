@@ -7,7 +7,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class PatchSettings:
         width: Channels of a patch.
         layers: Transformer blocks.
         heads: Attention heads, a divisor of `width`.
+        mirrors: Judge an image and its mirror image and average the logits; without effect in training.
     """
 
     channels: int = 1
@@ -36,6 +37,7 @@ class PatchSettings:
     width: int = 96
     layers: int = 4
     heads: int = 4
+    mirrors: bool = False
 
 
 @final
@@ -58,6 +60,12 @@ class PatchAttention(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
         """Logits of images in [0, 1]."""
+        if self.settings.mirrors and not self.training:
+            return (self.seen(pixels) + self.seen(pixels.flip(-1))) / 2
+        return self.seen(pixels)
+
+    def seen(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
+        """Logits of the images as they are."""
         x = pixels.mean(1, keepdim=True) if self.settings.channels == 1 else pixels
         x = self.lift(self.patches(x * 2 - 1).transpose(1, 2)) + self.position  # (b, patches, m)
         for block in self.blocks:
@@ -66,6 +74,6 @@ class PatchAttention(nn.Module):
         return logits
 
 
-def build(settings: dict[str, int]) -> PatchAttention:
+def build(settings: dict[str, Any]) -> PatchAttention:
     """Make one from the settings in judges.json."""
     return PatchAttention(PatchSettings(**settings))

@@ -38,3 +38,11 @@ def test_the_soft_ruler_counts_shades_the_hard_one_does_not():
     hard, soft = ColourShare(soft=False)(dim), ColourShare(soft=True)(dim)
     assert hard[0].tolist() == [0] * 7 + [12.0]
     assert 0 < soft[0, 7] < 12
+
+
+def test_a_judge_that_mirrors_says_the_same_of_an_image_and_its_mirror():
+    torch.manual_seed(0)
+    network = PatchAttention(PatchSettings(width=8, heads=2, mirrors=True)).eval()
+    image = torch.rand(2, 3, 28, 28)
+    torch.testing.assert_close(network(image), network(image.flip(-1)))
+    torch.testing.assert_close(network(image), (network.seen(image) + network.seen(image.flip(-1))) / 2)

@@ -114,11 +114,11 @@ def concept_of(kind: int, name: str, draws: np.random.Generator) -> ConceptExhib
     )
 
 
-def evidence_of(level: Any, arms: Mapping[Condition, float], metrics: Mapping[str, float]) -> Evidence:
+def evidence_of(level: Any, arms: Mapping[Condition, float], metrics: Mapping[str, float], count: int) -> Evidence:
     """Values per image around a slope per condition; the second judge believes a little less."""
     draws = torch.Generator().manual_seed(len(arms))
     images, strengths = 50, torch.tensor(list(arms.values()))
-    concept = torch.arange(images) % 10
+    concept = torch.arange(images) % count
     shape = (len(arms), 2, images)
     drop = strengths[:, None, None] * torch.tensor([1.0, 1.2])[:, None] + torch.randn(shape, generator=draws) * 0.12
     return Evidence(
@@ -126,7 +126,7 @@ def evidence_of(level: Any, arms: Mapping[Condition, float], metrics: Mapping[st
         conditions=tuple(arms),
         judges=JUDGES,
         image_ids=tuple(f"image {number:04d}" for number in range(images)),
-        concept=(concept + 1) % 10 if level == "codebook" else concept,
+        concept=(concept + 1) % count if level == "codebook" else concept,
         source=concept if level == "codebook" else None,
         positions=CELLS * CELLS,
         before=0.9 - 0.1 * torch.rand(2, images, generator=draws),
@@ -165,9 +165,9 @@ def all_tables(names: tuple[str, ...]) -> dict[str, Table]:
     drops = {"probability_drop": 1.0, "log_odds_drop": 6.0}
     rises = {"target_probability": 1.0, "target_rise": 0.95, "target_log_odds_rise": 7.0, "source_drop": 0.8}
     found = {
-        "image": evidence_of("image", image_conditions(), drops),
-        "concept": evidence_of("concept", concept_conditions(), drops),
-        "codebook": evidence_of("codebook", codebook_conditions(), {**rises, "changed_tokens": 12.0}),
+        "image": evidence_of("image", image_conditions(), drops, len(names)),
+        "concept": evidence_of("concept", concept_conditions(), drops, len(names)),
+        "codebook": evidence_of("codebook", codebook_conditions(), {**rises, "changed_tokens": 12.0}, len(names)),
     }
     fast = Resampling(resamples=50)
     tables = {f"{k}_level": evidence_table(v, names, name=f"{k}_level", resampling=fast) for k, v in found.items()}
@@ -192,7 +192,7 @@ def all_tables(names: tuple[str, ...]) -> dict[str, Table]:
 
 def search_of(kind: int, names: tuple[str, ...], draws: np.random.Generator) -> SearchExhibit:
     before = np.stack([garment(kind, draws) for _ in range(8)])
-    other = np.stack([garment((kind + 1) % 10, draws) for _ in range(8)])
+    other = np.stack([garment(kind + 1, draws) for _ in range(8)])
     free = np.zeros((CELLS, CELLS), bool)
     free[1:6, 1:6] = True
     pixels = free.repeat(4, 0).repeat(4, 1)[None, :, :, None]
@@ -202,7 +202,9 @@ def search_of(kind: int, names: tuple[str, ...], draws: np.random.Generator) -> 
         "embedding_optimisation": np.where(pixels, other // 2 + before // 3, before),
         "random_codes": np.where(pixels, noise, before),
     }
-    return SearchExhibit(source=names[kind], target=names[(kind + 1) % 10], free=free, before=before, after=after)
+    return SearchExhibit(
+        source=names[kind], target=names[(kind + 1) % len(names)], free=free, before=before, after=after
+    )
 
 
 def cluster_of(number: int, concepts: tuple[ConceptExhibit, ...], draws: np.random.Generator) -> ClusterExhibit:
@@ -210,13 +212,13 @@ def cluster_of(number: int, concepts: tuple[ConceptExhibit, ...], draws: np.rand
         number=number,
         codes=tuple(range(number * 21, number * 21 + 33 - 2 * number)),
         stability=0.93 - 0.045 * number,
-        profile=draws.dirichlet(np.full(10, 0.3)).astype(np.float32),
-        patches=patches_of(concepts[number % 10].images, 6, draws),
+        profile=draws.dirichlet(np.full(len(concepts), 0.3)).astype(np.float32),
+        patches=patches_of(concepts[number % len(concepts)].images, 6, draws),
     )
 
 
 def build_exhibit(names: tuple[str, ...] = NAMES) -> Exhibit:
-    """The whole of it; ten names."""
+    """The whole of it, with a concept per name, at least two."""
     draws = np.random.default_rng(0)
     concepts = tuple(concept_of(kind, name, draws) for kind, name in enumerate(names))
     history = [
@@ -248,7 +250,7 @@ def build_exhibit(names: tuple[str, ...] = NAMES) -> Exhibit:
         history=tuple(history),
         concepts=concepts,
         clusters=tuple(cluster_of(number, concepts, draws) for number in range(12)),
-        searches=tuple(search_of(kind, names, draws) for kind in range(10)),
+        searches=tuple(search_of(kind, names, draws) for kind in range(len(names))),
         tables=all_tables(names),
         stages=tuple(
             {
@@ -265,6 +267,12 @@ def build_exhibit(names: tuple[str, ...] = NAMES) -> Exhibit:
 
 @pytest.fixture(scope="session")
 def exhibit() -> Exhibit:
+    """Like a demo study, with four of its ten concepts."""
+    return build_exhibit(NAMES[:4])
+
+
+@pytest.fixture(scope="session")
+def demo() -> Exhibit:
     """As large as a demo study."""
     return build_exhibit()
 

@@ -52,6 +52,11 @@ def page(exhibit: Exhibit) -> str:
 
 
 @pytest.fixture(scope="module")
+def reader(page: str) -> Reader:
+    return read(page)
+
+
+@pytest.fixture(scope="module")
 def bare_page(bare: Exhibit) -> str:
     return render_page(bare)
 
@@ -60,8 +65,11 @@ def test_the_same_exhibit_gives_the_same_page(bare: Exhibit, bare_page: str):
     assert render_page(bare) == bare_page
 
 
-def test_a_page_as_large_as_the_demo_stays_under_15_megabytes(page: str):
-    assert len(page.encode()) < 15 * MEGABYTE
+@pytest.mark.slow
+def test_a_page_as_large_as_the_demo_stays_under_15_megabytes(demo: Exhibit):
+    assert len(demo.concepts) == len(demo.searches) == 10
+    assert len(demo.clusters) == 12
+    assert len(render_page(demo).encode()) < 15 * MEGABYTE
 
 
 def test_photographs_stay_under_15_megabytes_too(exhibit: Exhibit):
@@ -87,27 +95,26 @@ def test_photographs_stay_under_15_megabytes_too(exhibit: Exhibit):
     assert len(render_page(one).encode()) < 15 * MEGABYTE / 10  # a tenth of the demo's concepts and pairs
 
 
-def test_the_page_is_well_formed_and_every_link_inside_it_leads_somewhere(page: str):
-    reader = read(page)
+def test_the_page_is_well_formed_and_every_link_inside_it_leads_somewhere(reader: Reader):
     assert reader.open == []
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [attributes["href"] for attributes in reader.all("a")]
-    assert len(links) > 30
+    assert len(links) > 20
     assert {link for link in links if (link and link[1:] not in ids) or not link} == set()
 
 
-def test_nothing_is_fetched_from_anywhere(page: str):
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
-    reader = read(page)
+def test_nothing_is_fetched_from_anywhere(page: str, reader: Reader):
+    without_pictures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", without_pictures)
     assert {source["src"][:11] for source in reader.all("img") if source["src"]} == {"data:image/"}
     assert not reader.all("link")
     assert not [one for one in reader.all("script") if one]
 
 
-def test_every_picture_has_a_text_or_is_marked_as_decoration(page: str):
-    assert all("alt" in picture for picture in read(page).all("img"))
-    assert all("aria-label" in drawing or drawing.get("aria-hidden") == "true" for drawing in read(page).all("svg"))
+def test_every_picture_has_a_text_or_is_marked_as_decoration(reader: Reader):
+    assert all("alt" in picture for picture in reader.all("img"))
+    assert all("aria-label" in drawing or drawing.get("aria-hidden") == "true" for drawing in reader.all("svg"))
 
 
 def test_whatever_a_concept_is_called_it_stays_text(named: Callable[[str], Exhibit]):
@@ -192,7 +199,7 @@ def test_the_key_figures_are_the_exhibits_own(exhibit: Exhibit):
         "Model": "zoo:fashion",
         "Images": "3,000 generated",
         "Codes": "256",
-        "Concepts": "10",
+        "Concepts": "4",
         "Extractor accuracy": "92.4 %",
     }
 
@@ -212,8 +219,7 @@ def test_the_page_says_better_and_worse_without_relying_on_colour(page: str):
         assert sign in page
 
 
-def test_without_scripts_every_concept_is_visible_and_the_first_evidence_too(page: str):
-    reader = read(page)
+def test_without_scripts_every_concept_is_visible_and_the_first_evidence_too(reader: Reader):
     assert not any("hidden" in one for tag, one in reader.tags if one.get("class") == "panel")
     shown = [one for _, one in reader.tags if one.get("class") == "variant" and "hidden" not in one]
     assert [one["data-level"] for one in shown] == ["image", "concept", "codebook"]

@@ -118,8 +118,8 @@ def test_arrow_keys_walk_the_tabs_around_the_end(page: Any, exhibit: Exhibit):
 
 def test_a_link_to_a_concept_opens_it(page: Any, address: str):
     page.get("about:blank")
-    page.get(f"{address}#concept-4")
-    assert visible(page, ".panel") == ["concept-4"]
+    page.get(f"{address}#concept-3")
+    assert visible(page, ".panel") == ["concept-3"]
 
 
 def test_the_overlay_goes_and_comes_and_changes_its_strength(page: Any):
@@ -175,5 +175,5 @@ def test_every_picture_is_drawn(page: Any):
           .then(found => done([all.length, found.filter(one => one !== null)]));
         """
     )
-    assert broken[0] > 300
+    assert broken[0] > 150
     assert broken[1] == []
