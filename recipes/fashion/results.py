@@ -23,12 +23,12 @@ from vqcortex.results import Table
 
 ROOT = Path(__file__).parents[2]
 SAME: dict[str, Any] = {
-    "epochs": 20, "step_every": 8, "minibatch": 128, "region": "2:5,2:5", "evaluate_images": 500, "steps": 300,
-    "search_images": 10, "shares": (1.0, 3.0, 5.0, 10.0, 20.0, 40.0),
+    "epochs": 20, "step_every": 8, "minibatch": 128, "region": "2:5,2:5", "evaluate_images": 300, "steps": 200,
+    "search_images": 6, "shares": (1.0, 3.0, 5.0, 10.0, 20.0, 40.0),
 }  # fmt: skip
 STUDIES: dict[str, dict[str, Any]] = {
-    "generated": {"per_concept": 500},
-    "real": {"per_concept": 500, "images_split": "test"},
+    "generated": {"per_concept": 300},
+    "real": {"per_concept": 300, "images_split": "test"},
 }
 ARMS = {
     "noisy_gradient_x_embedding": "default", "tis": "published TIS", "random": "random", "centre": "centre",

@@ -42,7 +42,7 @@ def test_commands_in_the_readme_exist():
     from vqcortex.cli.main import COMMANDS
 
     named = set(
-        re.findall(r"vqcortex (\w+)", "\n".join(re.findall(r"```(?:bash|sh)?\n(.*?)```", README.read_text(), re.S)))
+        re.findall(r"vqcortex (\w+)", "\n".join(re.findall(r"^```bash\n(.*?)^```", README.read_text(), re.S | re.M)))
     )
     assert named
     assert named <= {*COMMANDS, "demo", "models", "version"}
