@@ -420,12 +420,20 @@ def map_cells(values: NDArray[np.float32], errors: NDArray[np.float32] | None = 
     ]
 
 
-def share_bar(value: float, low: float | None, high: float | None) -> dict[str, float]:
-    """A share and its interval, as percent of a bar's length, kept within it."""
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareBar:
+    """A share and its interval, in percent of a bar's length; `length` is None where there is no interval."""
 
-    def kept(one: float) -> float:
-        return round(min(max(one, 0.0), 1.0) * 100, 1)
+    value: float
+    start: float
+    length: float | None
 
-    start = kept(value if low is None else low)
-    end = kept(value if high is None else high)
-    return {"value": kept(value), "start": start, "length": round(max(end - start, 0.0), 1)}
+
+def share_bar(value: float, low: float | None, high: float | None) -> ShareBar:
+    """A share as drawn, kept within its bar."""
+    ends = [one for one in (low, high) if one is not None and is_number(one)]
+    kept = [round(min(max(one, 0.0), 1.0) * 100, 1) for one in (value, *(ends if len(ends) == 2 else ()))]
+    if len(kept) == 1:
+        return ShareBar(value=kept[0], start=kept[0], length=None)
+    return ShareBar(value=kept[0], start=kept[1], length=round(max(kept[2] - kept[1], 0.0), 1))

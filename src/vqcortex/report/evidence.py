@@ -20,6 +20,7 @@ STYLE = {"tis": 1, "random": 2, "random_codes": 2, "embedding_optimisation": 1, 
 STYLE |= {"token_frequency": 5, "gradient": 6}
 OTHER_STYLE = 7
 CONTROLS = frozenset(STYLE)
+FREE, FROM_SCRATCH = "scratch", "from_scratch"  # the table, and the strategy in the exhibit
 FILLS = ("mean_code", "resampled_codes", "grey", "black")  # the headline takes the first that was measured
 HEADLINE_SHARE = 0.1
 HEADLINE_METRIC = "probability_drop"
@@ -416,15 +417,21 @@ def concept_charts(tables: Mapping[str, Table]) -> dict[str, tuple[LineChart, ..
 
 
 def probabilities(tables: Mapping[str, Table]) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """Each judge's probability of the target as text, by pair and arm; "untouched" is before any search."""
-    if "codebook_level" not in tables:
-        return {}
-    wanted = ("target_probability", "probability_before")
-    rows = [row for row in tables["codebook_level"].rows if row["metric"] in wanted]
-    return {
+    """Each judge's probability of the target as text, by pair and arm.
+
+    The arm "untouched" is before any search; searches from scratch stand under their target alone.
+    """
+    rows = tables["codebook_level"].rows if "codebook_level" in tables else ()
+    wanted = [row for row in rows if row["metric"] in ("target_probability", "probability_before")]
+    found = {
         (pair, arm): [(plain_name(row["judge"]), estimate(row["value"], row["low"], row["high"], 2)) for row in some]
-        for (pair, arm), some in by_keys(rows, "concept", "arm").items()
+        for (pair, arm), some in by_keys(wanted, "concept", "arm").items()
     }
+    free = by_keys(tables[FREE].rows, "concept", "judge") if FREE in tables else {}
+    for (concept, judge), some in free.items():
+        mean = sum(row["probability"] for row in some) / len(some)
+        found.setdefault((concept, FROM_SCRATCH), []).append((plain_name(judge), number(mean, 2)))
+    return found
 
 
 def losses(tables: Mapping[str, Table]) -> list[str]:
@@ -437,23 +444,24 @@ def losses(tables: Mapping[str, Table]) -> list[str]:
         return []
     rows = tables["verdicts"].rows
     pooled = by_keys([row for row in rows if row["concept"] == ALL], "level", "masking", "fill", "arm", "other")
-    lost = [(key, [row for row in some if row["verdict"] == "worse"], len(some)) for key, some in pooled.items()]
-    lost = sorted((one for one in lost if one[1]), key=lambda one: -len(one[1]) / one[2])
+    lost = [(key, [row for row in some if row["verdict"] == "worse"], some) for key, some in pooled.items()]
+    lost = sorted((one for one in lost if one[1]), key=lambda one: -len(one[1]) / len(one[2]))
     single = Counter(row["verdict"] for row in rows if row["concept"] != ALL)
     said = [loss_sentence(*one) for one in lost]
     return [*said, singles_sentence(single)] if sum(single.values()) else said
 
 
-def loss_sentence(key: tuple[Any, ...], worse: Sequence[EvidenceRow], of: int) -> str:
-    """One place where the default lost, and by which metrics."""
+def loss_sentence(key: tuple[Any, ...], worse: Sequence[EvidenceRow], compared: Sequence[EvidenceRow]) -> str:
+    """One place where the default lost, and by which metrics if not by all."""
     level, masking, fill, arm, other = key
     where = [f"{level} level"]
     where += [plain_name(masking)] if level == "concept" else []
     where += [] if level == "codebook" else [plain_name(fill)]
+    metrics = [plain_name(one) for one in distinct(worse, "metric")]
+    by = f" ({listed(metrics)})" if len(metrics) < len(distinct(compared, "metric")) else ""
     return (
-        f"{', '.join(where).capitalize()}: {plain_name(arm)} is worse than {plain_name(other)} "
-        f"in {len(worse)} of {count_of(of, 'comparison')} "
-        f"({listed(list(map(plain_name, distinct(worse, 'metric'))))})."
+        f"{', '.join(where).capitalize()}: {plain_name(arm)} lost to {plain_name(other)} "
+        f"in {len(worse)} of {count_of(len(compared), 'comparison')}{by}."
     )
 
 

@@ -23,7 +23,9 @@ from vqcortex.report.charts import (
     share_bar,
 )
 from vqcortex.report.evidence import (
+    FROM_SCRATCH,
     answer,
+    arms_in_order,
     build_level,
     concept_charts,
     headline,
@@ -47,6 +49,24 @@ class Figure:
 
     name: str
     value: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Images of a search.
+
+    Args:
+        label: As words.
+        arm: As the tables call it.
+        images: (m, H, W, 3).
+        is_free: Whether the whole grid could change, from no start.
+    """
+
+    label: str
+    arm: str
+    images: Pictures
+    is_free: bool = False
 
 
 def render_page(exhibit: Exhibit) -> str:
@@ -93,6 +113,8 @@ def environment() -> Environment:
         words.interval,
         words.cell,
         words.listed,
+        words.is_number,
+        options_of,
     ):
         made.filters[one.__name__] = one
     for two in (
@@ -112,7 +134,7 @@ def environment() -> Environment:
         "swap_chart": swap_chart,
         "middles": middles,
         "leading": leading,
-        "searched": searched,
+        "search_steps": search_steps,
         "pair_name": pair_name,
         "searches_of": searches_of,
         "meaning_of": meaning_of,
@@ -223,9 +245,23 @@ def leading(profile: Floats, names: list[str], count: int = 3) -> list[tuple[str
     return [(names[place], float(profile[place])) for place in order if place < len(names) and profile[place] > 0]
 
 
-def searched(search: SearchExhibit) -> list[tuple[str, str, Pictures]]:
-    """What each strategy came to: its name in words, its name in the tables, its pictures."""
-    return [(words.plain_name(strategy), strategy, images) for strategy, images in search.after.items()]
+def search_steps(search: SearchExhibit) -> list[Step]:
+    """The start, then each strategy, token selection first; searches from scratch last, they have no start."""
+    start = Step(label="before", arm="untouched", images=search.before)
+    order = arms_in_order(search.after, "token_selection")
+    return [
+        start,
+        *(
+            Step(label=words.plain_name(arm), arm=arm, images=search.after[arm], is_free=arm == FROM_SCRATCH)
+            for arm in order
+        ),
+    ]
+
+
+def options_of(command: str) -> list[str]:
+    """A command line cut before each option, so that lines break there."""
+    first, *options = command.split(" --")
+    return [first, *(f"--{one}" for one in options)]
 
 
 def searches_of(exhibit: Exhibit, concept: str) -> list[tuple[int, SearchExhibit]]:

@@ -126,8 +126,15 @@ def test_a_map_says_value_and_error_of_every_cell():
     assert cells[0].title == "row 0, column 0: +0.50 ± 0.100"
 
 
-@pytest.mark.parametrize(("value", "low", "high"), [(1.2, 0.9, 1.4), (0.5, None, None), (-0.1, -0.2, 0.1)])
-def test_a_share_bar_never_leaves_its_track(value, low, high):
+@pytest.mark.parametrize(("value", "low", "high"), [(1.2, 0.9, 1.4), (0.5, 0.4, 0.6), (-0.1, -0.2, 0.1)])
+def test_a_share_bar_never_leaves_its_track(value: float, low: float, high: float):
     bar = share_bar(value, low, high)
-    assert 0 <= bar["value"] <= 100
-    assert 0 <= bar["start"] <= bar["start"] + bar["length"] <= 100
+    assert bar.length is not None
+    assert 0 <= bar.value <= 100
+    assert 0 <= bar.start <= bar.start + bar.length <= 100
+
+
+@pytest.mark.parametrize("end", [None, math.nan])
+def test_a_share_without_an_interval_has_none(end: float | None):
+    assert share_bar(0.5, 0.4, end).length is None
+    assert share_bar(0.5, end, 0.6).length is None

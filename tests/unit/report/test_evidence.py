@@ -14,7 +14,7 @@ from vqcortex.report.evidence import (
     losses,
     probabilities,
 )
-from vqcortex.results import Table
+from vqcortex.results import Column, Table
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_every_loss_over_all_images_is_told(tables):
     said = losses(tables)
     assert lost
     assert len(said) == len(places) + 1
-    assert any("black pixels: noisy gradient × embedding is worse than brightest patches" in one for one in said)
+    assert any("black pixels: noisy gradient × embedding lost to brightest patches" in one for one in said)
     assert said[-1].startswith("Within single concepts: ")
 
 
@@ -188,3 +188,13 @@ def test_the_judges_word_on_a_search_is_found_by_pair_and_strategy(tables):
     assert [judge for judge, _ in said["Pullover to Dress", "token_selection"]] == ["cnn", "patch"]
     assert ("Pullover to Dress", "untouched") in said
     assert probabilities({}) == {}
+
+
+def test_searches_from_scratch_are_averaged_over_restarts_per_judge():
+    column = Column(unit="any", meaning="Any.")
+    rows = [
+        {"concept": "Bag", "judge": judge, "probability": value}
+        for judge, value in (("cnn", 0.2), ("patch", 0.9), ("cnn", 0.4))
+    ]
+    table = Table("scratch", {"concept": column, "judge": column, "probability": column}, rows)
+    assert probabilities({"scratch": table}) == {("Bag", "from_scratch"): [("cnn", "0.30"), ("patch", "0.90")]}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vqcortex.exhibit import Exhibit
-from vqcortex.report.page import key_figures, render_page, training_charts
+from vqcortex.report.page import key_figures, options_of, render_page, search_steps, training_charts
 
 MEGABYTE = 1_000_000
 NASTY = """</script><script>alert("1")</script><img src=x onerror='a()'> & {{ 7 * 7 }}"""
@@ -144,7 +144,7 @@ def test_every_part_of_the_study_is_on_the_page(page: str, exhibit: Exhibit):
     assert page.count('class="search"') == len(exhibit.searches)
     assert page.count('id="cluster-') == len(exhibit.clusters)
     assert page.count('class="overlay crisp"') == sum(len(one.images) for one in exhibit.concepts)
-    assert all(stage["command"] in page for stage in exhibit.stages)
+    assert all(f"<span>vqcortex {stage['stage']}</span> <span>--out study</span>" in page for stage in exhibit.stages)
     assert all(note in page for note in exhibit.notes)
 
 
@@ -223,3 +223,22 @@ def test_without_scripts_every_concept_is_visible_and_the_first_evidence_too(rea
     assert not any("hidden" in one for tag, one in reader.tags if one.get("class") == "panel")
     shown = [one for _, one in reader.tags if one.get("class") == "variant" and "hidden" not in one]
     assert [one["data-level"] for one in shown] == ["image", "concept", "codebook"]
+
+
+def test_a_search_from_scratch_comes_last_and_has_no_region(exhibit: Exhibit):
+    one = exhibit.searches[0]
+    steps = search_steps(replace(one, after={"from_scratch": one.before[:3], **one.after}))
+    assert [step.arm for step in steps] == [
+        "untouched",
+        "token_selection",
+        "embedding_optimisation",
+        "random_codes",
+        "from_scratch",
+    ]
+    assert [step.is_free for step in steps] == [False] * 4 + [True]
+
+
+def test_a_command_may_break_before_each_option_and_loses_nothing():
+    command = "vqcortex search --pairs 'Bag>Coat' --step-factor 0.1"
+    assert options_of(command) == ["vqcortex search", "--pairs 'Bag>Coat'", "--step-factor 0.1"]
+    assert " ".join(options_of(command)) == command
