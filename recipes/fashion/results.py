@@ -175,8 +175,10 @@ def picture(study: Study, path: Path) -> None:
         for axis, code in zip(line[4:], concept.codes, strict=False):
             axis.imshow(code.patches[0])
             axis.add_patch(pyplot.Rectangle((3.5, 3.5), 4, 4, fill=False, color="#d1481c", lw=1.5))
-            axis.set_title(f"#{code.code}\n{code.numbers['share']:.0%} of images", fontsize=8)
-    left.suptitle("Where the concept sits, and the tokens that make it (in context)", fontsize=11)
+            axis.set_title(f"#{code.code}: {code.numbers['share']:.0%}", fontsize=8)
+    left.suptitle(
+        "Where the concept sits; the tokens that make it, in context, with their share of images", fontsize=10
+    )
     axis = right.subplots()
     table = study.table("image_level")
     judge = sorted({row["judge"] for row in table.rows})[0]
