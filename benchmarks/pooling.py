@@ -21,7 +21,7 @@ import torch
 from common import Comparison, in_turns, random_tokens
 from torch import Tensor
 
-from vqcortex.concepts.pooling import ConceptTokens, PoolCounts, concept_tokens, count_image_tokens
+from vqcortex.concepts.pooling import ConceptTokens, PoolCounts, all_concept_tokens, count_image_tokens
 from vqcortex.pipelines.loaded import Scored, read_scores, write_scores
 
 POSITIONS, KEEP = (1, 5, 10, 20), 100
@@ -114,7 +114,7 @@ def count(case: Case, sizes: Sizes) -> PoolCounts:
 
 def lists_of(counts: PoolCounts, sizes: Sizes) -> list[ConceptTokens]:
     """The tokens of every concept, for every n."""
-    return [concept_tokens(counts, concept, n, KEEP) for n in POSITIONS for concept in range(sizes.concepts)]
+    return [one for n in POSITIONS for one in all_concept_tokens(counts, n, KEEP)]
 
 
 def loop(

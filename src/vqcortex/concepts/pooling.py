@@ -200,6 +200,56 @@ def concept_tokens(pool: PoolCounts, concept: int, n: int, keep: int | None = PU
     )
 
 
+def all_concept_tokens(pool: PoolCounts, n: int, keep: int | None = PUBLISHED_KEEP) -> list[ConceptTokens]:
+    """Return `concept_tokens` of every concept that has images, made in one pass over all counts.
+
+    The same values, many times faster where there are many concepts.
+
+    Args:
+        n: One of `pool.positions`.
+        keep: Codes kept per concept, at least 1; None: every code that was found.
+
+    Raises:
+        ConfigError: No concept has images, or `n` was not counted, or `keep` is below 1.
+    """
+    images = pool.images.numpy()
+    at = _checked_request(pool, int(images.argmax()), n, keep)
+    cells = pool.cells[at]
+    rows = np.repeat(np.arange(len(images)), np.diff(cells.indptr))
+    codes, counts = cells.indices.astype(np.int64), cells.data.astype(np.int64)
+    lift = _lift(pool, at, images[rows], codes, counts)
+    order = np.lexsort((codes, -np.nan_to_num(lift), -counts, rows))
+    if keep is not None:
+        order = order[np.arange(len(order)) - cells.indptr[rows] < keep]
+    rows, codes, counts, lift = rows[order], codes[order], counts[order], lift[order]
+    having, mine = _looked_up(pool.having[at], rows, codes), images[rows]
+    seen, place = np.unique(np.stack([having, mine]), axis=1, return_inverse=True)
+    ends = np.array([_bootstrap_interval(*one) for one in seen.T.tolist()]).reshape(-1, 2)[place.ravel()]
+    frequency = _looked_up(pool.everywhere, rows, codes) / (mine * pool.cells_per_image)
+    columns = {
+        "codes": codes, "counts": counts, "share": having / mine, "low": ends[:, 0].copy(), "high": ends[:, 1].copy(),
+        "lift": lift, "frequency": frequency,
+    }  # fmt: skip
+    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+    bounds = np.searchsorted(rows, np.arange(len(images) + 1)).tolist()
+    return [
+        ConceptTokens(
+            concept=one,
+            n=n,
+            images=int(images[one]),
+            **{name: column[bounds[one] : bounds[one + 1]] for name, column in tensors.items()},
+        )
+        for one in np.flatnonzero(images).tolist()
+    ]
+
+
+def _looked_up(counts: sparse.csr_array, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts at (row, code) pairs that are known to be there."""
+    k = counts.shape[1]
+    known = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr)) * k + counts.indices
+    return np.asarray(counts.data[np.searchsorted(known, rows * k + codes)].astype(np.int64))
+
+
 COLUMNS = {
     "concept": Column(unit="name", meaning="The concept."),
     "n": Column(unit="positions", meaning="Most important positions looked at per image."),
@@ -287,10 +337,11 @@ def _counts_of(codes: NDArray[np.int64], counts: sparse.csr_array, concept: int)
 
 
 def _lift(
-    pool: PoolCounts, at: int, images: int, codes: NDArray[np.int64], counts: NDArray[np.int64]
+    pool: PoolCounts, at: int, images: int | NDArray[np.int64], codes: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> NDArray[np.float64]:
+    """Lift of codes; `images` of their concept, one number for all or one per code."""
     n, others = pool.positions[at], int(pool.images.sum()) - images
-    if not others:
+    if not np.any(others):
         return np.full(len(codes), np.nan)
     elsewhere = pool.total[at].numpy()[codes] - counts
     here = (counts + 0.5) / (n * images + 1)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqcortex.concepts.clusters import CodeClusters, cluster_codes
-from vqcortex.concepts.pooling import PoolCounts, best_tokens, concept_tokens, count_image_tokens, tokens_table
+from vqcortex.concepts.pooling import PoolCounts, all_concept_tokens, best_tokens, count_image_tokens, tokens_table
 from vqcortex.concepts.saliency import ConceptMaps, activation_map, sum_maps
 from vqcortex.errors import ConfigError
 from vqcortex.pipelines.loaded import EXPLAINED, Loaded, load_all, scored_shards
@@ -71,7 +71,8 @@ def _pool(
         labels.append(batch.concept)
     if pool is None or maps is None:
         raise ConfigError("no training or validation images were scored; make more tokens with --per-concept")
-    found = [concept_tokens(pool, one, n, keep=settings.top) for n in settings.positions for one in range(c)]
+    check_images(pool, loaded.concepts)
+    found = [one for n in settings.positions for one in all_concept_tokens(pool, n, keep=settings.top)]
     save_table(tokens_table(found, loaded.concepts), folder)
     codes = torch.cat(best).long()
     clusters = cluster_codes(
@@ -86,6 +87,13 @@ def _pool(
         },
         folder / "maps.safetensors",
     )  # fmt: skip
+
+
+def check_images(pool: PoolCounts, concepts: tuple[str, ...]) -> None:
+    """Return quietly if every concept has images to pool."""
+    for name, count in zip(concepts, pool.images.tolist(), strict=True):
+        if not count:
+            raise ConfigError(f"concept {name!r} has no images to pool; make tokens of it, or leave it out")
 
 
 CLUSTER_COLUMNS = {

@@ -33,7 +33,7 @@ from vqcortex.report.evidence import (
     losses,
     probabilities,
 )
-from vqcortex.results import Table
+from vqcortex.results import Column, Table
 
 TOP = 5  # positions outlined per example
 STABLE = 0.75
@@ -135,6 +135,7 @@ def environment() -> Environment:
         "middles": middles,
         "leading": leading,
         "search_steps": search_steps,
+        "names_first": names_first,
         "pair_name": pair_name,
         "searches_of": searches_of,
         "meaning_of": meaning_of,
@@ -256,6 +257,11 @@ def search_steps(search: SearchExhibit) -> list[Step]:
             for arm in order
         ),
     ]
+
+
+def names_first(table: Table) -> dict[str, Column]:
+    """A table's columns, names before numbers."""
+    return dict(sorted(table.columns.items(), key=lambda item: item[1].unit != "name"))
 
 
 def options_of(command: str) -> list[str]:

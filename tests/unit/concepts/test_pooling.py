@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from vqcortex.adapters.toy import ToyAdapter
-from vqcortex.concepts.pooling import PoolCounts, best_tokens, concept_tokens, count_image_tokens, tokens_table
+from vqcortex.concepts.pooling import (
+    PoolCounts,
+    all_concept_tokens,
+    best_tokens,
+    concept_tokens,
+    count_image_tokens,
+    tokens_table,
+)
 from vqcortex.errors import ConfigError, DataError, ShapeError, TokenError
 
 # Two images of concept 0, one of concept 1; importance falls from left to right.
@@ -174,3 +181,27 @@ def test_nan_importance_is_an_error():
 def test_counts_of_two_settings_do_not_add_up():
     with pytest.raises(ConfigError, match="do not add up"):
         pool((1, 2)) + pool((1, 3))
+
+
+@pytest.mark.parametrize("keep", [1, 3, None])
+def test_all_concepts_at_once_are_what_each_is_alone(keep):
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 30, (60, 4, 4), generator=rng)
+    importance = torch.randn(60, 4, 4, generator=rng)
+    concept = torch.randint(0, 5, (60,), generator=rng)
+    concept[concept == 3] = 4  # one concept has no images
+    counts = pool((2, 5), tokens, importance, concept, k=30, concepts=6)
+    for n in (2, 5):
+        together = all_concept_tokens(counts, n, keep)
+        assert [one.concept for one in together] == [0, 1, 2, 4]
+        for one in together:
+            alone = concept_tokens(counts, one.concept, n, keep)
+            assert one.images == alone.images
+            for name in ("codes", "counts", "share", "low", "high", "lift", "frequency"):
+                assert torch.equal(getattr(one, name), getattr(alone, name)), name
+
+
+def test_one_concept_alone_has_no_lift_either_way():
+    counts = pool((2,), TOKENS[:2], FALLING[:2], CONCEPT[:2])
+    (one,) = all_concept_tokens(counts, 2)
+    assert one.lift.isnan().all()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vqcortex.exhibit import Exhibit
-from vqcortex.report.page import key_figures, options_of, render_page, search_steps, training_charts
+from vqcortex.report.page import key_figures, names_first, options_of, render_page, search_steps, training_charts
+from vqcortex.results import Table
 
 MEGABYTE = 1_000_000
 NASTY = """</script><script>alert("1")</script><img src=x onerror='a()'> & {{ 7 * 7 }}"""
@@ -141,7 +142,7 @@ def test_notes_commands_and_facts_are_text_too(bare: Exhibit):
 
 def test_every_part_of_the_study_is_on_the_page(page: str, exhibit: Exhibit):
     assert page.count('class="panel"') == len(exhibit.concepts)
-    assert page.count('class="search"') == len(exhibit.searches)
+    assert page.count('class="search ') == len(exhibit.searches)
     assert page.count('id="cluster-') == len(exhibit.clusters)
     assert page.count('class="overlay crisp"') == sum(len(one.images) for one in exhibit.concepts)
     assert all(f"<span>vqcortex {stage['stage']}</span> <span>--out study</span>" in page for stage in exhibit.stages)
@@ -242,3 +243,9 @@ def test_a_command_may_break_before_each_option_and_loses_nothing():
     command = "vqcortex search --pairs 'Bag>Coat' --step-factor 0.1"
     assert options_of(command) == ["vqcortex search", "--pairs 'Bag>Coat'", "--step-factor 0.1"]
     assert " ".join(options_of(command)) == command
+
+
+def test_a_table_is_shown_with_its_names_first(exhibit: Exhibit):
+    stability = exhibit.tables["search_stability"]
+    mixed = Table("mixed", dict(reversed(stability.columns.items())), stability.rows)
+    assert list(names_first(mixed)) == ["strategy", "pair", "jaccard"]
