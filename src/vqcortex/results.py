@@ -68,14 +68,15 @@ def save_table(table: Table, folder: Path) -> list[Path]:
     parquet, text = folder / f"{table.name}.parquet", folder / f"{table.name}.json"
     with replacing(parquet) as temporary:
         pq.write_table(arrow, temporary)
-    write_json(text, {"name": table.name, "columns": about, "rows": [dict(row) for row in table.rows]})
+    order = list(table.columns)  # JSON is written with sorted keys
+    write_json(text, {"name": table.name, "order": order, "columns": about, "rows": [dict(row) for row in table.rows]})
     return [parquet, text]
 
 
 def load_table(path: Path) -> Table:
     """Read what `save_table` wrote; `path` is the .json file."""
     value = json.loads(path.read_text())
-    columns = {key: Column(**about) for key, about in value["columns"].items()}
+    columns = {key: Column(**value["columns"][key]) for key in value["order"]}
     return Table(value["name"], columns, value["rows"])
 
 

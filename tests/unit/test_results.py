@@ -20,7 +20,9 @@ def table() -> Table:
 
 def test_a_table_comes_back_as_it_was_saved(tmp_path):
     save_table(table(), tmp_path)
-    assert load_table(tmp_path / "drops.json") == table()
+    back = load_table(tmp_path / "drops.json")
+    assert back == table()
+    assert list(back.columns) == ["arm", "value"]
 
 
 def test_units_and_direction_travel_in_the_parquet_file(tmp_path):

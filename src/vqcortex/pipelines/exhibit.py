@@ -266,21 +266,8 @@ def _stages(study: Study) -> list[dict[str, Any]]:
 
 
 def _notes(tables: Mapping[str, Table]) -> list[str]:
-    """Sentences the reader must see."""
-    lost = [
-        row
-        for row in tables["image_verdicts"].where(concept="all", metric="probability_drop")
-        if row["verdict"] == "worse"
-    ]
+    """Sentences the reader must see, besides the losses that the page itself reads off the verdicts."""
     notes = []
-    if lost:
-        groups: dict[tuple[str, str], int] = {}
-        for row in lost:
-            groups[row["fill"], row["other"]] = groups.get((row["fill"], row["other"]), 0) + 1
-        named = "; ".join(
-            f"{fill} fill against {other} ({count} comparisons)" for (fill, other), count in groups.items()
-        )
-        notes.append(f"The default importance loses to a control or rival here: {named}.")
     scratch = tables["scratch"].rows
     if scratch:
         mean = sum(row["probability"] for row in scratch) / len(scratch)
