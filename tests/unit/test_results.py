@@ -20,9 +20,13 @@ def table() -> Table:
 
 def test_a_table_comes_back_as_it_was_saved(tmp_path):
     save_table(table(), tmp_path)
-    back = load_table(tmp_path / "drops.json")
-    assert back == table()
-    assert list(back.columns) == ["arm", "value"]
+    assert load_table(tmp_path / "drops.json") == table()
+
+
+def test_columns_keep_their_order(tmp_path):
+    turned = {name: COLUMNS[name] for name in ("value", "arm")}
+    save_table(Table("drops", turned, []), tmp_path)
+    assert list(load_table(tmp_path / "drops.json").columns) == ["value", "arm"]
 
 
 def test_units_and_direction_travel_in_the_parquet_file(tmp_path):
