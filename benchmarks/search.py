@@ -10,8 +10,8 @@ import torch
 from common import Comparison, in_turns, random_codebook, random_tokens
 
 from vqcortex.extractors.protocol import build_extractor
+from vqcortex.pipelines.search import read_region
 from vqcortex.search.reference import PublishedSearch
-from vqcortex.search.region import region_mask
 from vqcortex.search.selection import TokenSelection
 
 
@@ -42,7 +42,7 @@ def searches(sizes: Sizes) -> dict[str, Callable[[], object]]:
     extractor = build_extractor("conv8", sizes.d, sizes.grid, sizes.concepts, 0).eval()
     codebook = random_codebook(sizes.k, sizes.d)
     tokens = random_tokens(sizes.images, sizes.grid, sizes.k)
-    free = region_mask("centre", sizes.grid)
+    free = read_region("centre", sizes.grid)
     target = torch.arange(sizes.images) % sizes.concepts
     names = [str(image) for image in range(sizes.images)]
     mine = TokenSelection(steps=sizes.steps, record_every=sizes.steps, batch=sizes.images)
@@ -59,7 +59,7 @@ def measure(sizes: Sizes, repeats: int) -> list[Comparison]:
     for work in works.values():
         work()
     found = in_turns(works, repeats)
-    side = round(region_mask("centre", sizes.grid).sum().item() ** 0.5)
+    side = round(read_region("centre", sizes.grid).sum().item() ** 0.5)
     return [
         Comparison(
             work=f"token selection, one step of one image, {side}x{side} window, k = {sizes.k:,}",
