@@ -49,7 +49,7 @@ def idx_folder(folder: Path, labels=(3, 0, 9), stem="train", zipped=True) -> Pat
     images = np.arange(len(labels) * 20, dtype=np.uint8).reshape(len(labels), 4, 5)
     for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", np.array(labels))):
         content = idx_bytes(array)
-        write(folder / (f"{name}.gz" if zipped else name), gzip.compress(content) if zipped else content)
+        write(folder / (f"{name}.gz" if zipped else name), gzip.compress(content, mtime=0) if zipped else content)
     return folder
 
 
@@ -149,7 +149,11 @@ def test_more_than_ten_labels_are_all_named(tmp_path):
     assert open_images(f"idx:{idx_folder(tmp_path / 'fashion', labels=(1, 25))}").concepts[25] == "25"
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", gzip.compress(b"ab"), gzip.compress(b"\0\0\x08\x03\0\0")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nonsense", gzip.compress(b"ab", mtime=0), gzip.compress(b"\0\0\x08\x03\0\0", mtime=0)],
+    ids=["empty", "no gzip", "too short", "no sizes"],
+)
 def test_an_idx_file_that_is_none_is_named(tmp_path, content):
     idx_folder(tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)

@@ -214,40 +214,65 @@ def all_concept_tokens(pool: PoolCounts, n: int, keep: int | None = PUBLISHED_KE
     """
     images = pool.images.numpy()
     at = _checked_request(pool, int(images.argmax()), n, keep)
-    cells = pool.cells[at]
-    rows = np.repeat(np.arange(len(images)), np.diff(cells.indptr))
-    codes, counts = cells.indices.astype(np.int64), cells.data.astype(np.int64)
-    lift = _lift(pool, at, images[rows], codes, counts)
-    order = np.lexsort((codes, -np.nan_to_num(lift), -counts, rows))
-    if keep is not None:
-        order = order[np.arange(len(order)) - cells.indptr[rows] < keep]
-    rows, codes, counts, lift = rows[order], codes[order], counts[order], lift[order]
-    having, mine = _looked_up(pool.having[at], rows, codes), images[rows]
-    seen, place = np.unique(np.stack([having, mine]), axis=1, return_inverse=True)
-    ends = np.array([_bootstrap_interval(*one) for one in seen.T.tolist()]).reshape(-1, 2)[place.ravel()]
-    frequency = _looked_up(pool.everywhere, rows, codes) / (mine * pool.cells_per_image)
+    rows, codes, counts = _most_frequent(pool, at, keep)
+    bounds, mine = np.searchsorted(rows, np.arange(len(images) + 1)), images[rows]
+    having = _looked_up(pool.having[at], bounds, codes)
+    low, high = _intervals(having, mine)
+    frequency = _looked_up(pool.everywhere, bounds, codes) / (mine * pool.cells_per_image)
     columns = {
-        "codes": codes, "counts": counts, "share": having / mine, "low": ends[:, 0].copy(), "high": ends[:, 1].copy(),
-        "lift": lift, "frequency": frequency,
+        "codes": codes, "counts": counts, "share": having / mine, "low": low, "high": high,
+        "lift": _lift(pool, at, mine, codes, counts), "frequency": frequency,
     }  # fmt: skip
-    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
-    bounds = np.searchsorted(rows, np.arange(len(images) + 1)).tolist()
+    parts = {name: torch.from_numpy(column).split(np.diff(bounds).tolist()) for name, column in columns.items()}
     return [
-        ConceptTokens(
-            concept=one,
-            n=n,
-            images=int(images[one]),
-            **{name: column[bounds[one] : bounds[one + 1]] for name, column in tensors.items()},
-        )
+        ConceptTokens(concept=one, n=n, images=int(images[one]), **{name: part[one] for name, part in parts.items()})
         for one in np.flatnonzero(images).tolist()
     ]
 
 
-def _looked_up(counts: sparse.csr_array, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts at (row, code) pairs that are known to be there."""
-    k = counts.shape[1]
-    known = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr)) * k + counts.indices
-    return np.asarray(counts.data[np.searchsorted(known, rows * k + codes)].astype(np.int64))
+def _most_frequent(
+    pool: PoolCounts, at: int, keep: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Concept, code and count of the codes kept, concept by concept, in order of count, then lift, then code.
+
+    Of two codes with one count the rarer one over all concepts has the larger lift. So a place among all codes by
+    rarity settles ties, and one plain sort of whole numbers, made of concept, count and place, does for everything.
+    """
+    cells, order = pool.cells[at], _from_rarest(pool, at)
+    k, ends, place = len(order), cells.indptr.astype(np.int64), np.empty_like(order)
+    place[order] = np.arange(k)
+    sizes, most = np.diff(ends), int(cells.data.max(initial=0))
+    above = np.repeat(np.arange(len(sizes)) * (most + 1) + most, sizes) - cells.data
+    keys = np.sort(above * k + place[cells.indices])
+    if keep is not None:
+        keys = keys[np.arange(len(keys)) - np.repeat(ends[:-1], sizes) < keep]
+    above, places = np.divmod(keys, k)
+    rows, below = np.divmod(above, most + 1)
+    return rows, order[places], most - below
+
+
+def _from_rarest(pool: PoolCounts, at: int) -> NDArray[np.int64]:
+    """All codes, the rarest over all concepts first, then by id; by id alone where there is no lift."""
+    has_lift = int((pool.images > 0).sum()) > 1
+    return np.argsort(pool.total[at].numpy(), kind="stable") if has_lift else np.arange(pool.total.shape[1])
+
+
+def _looked_up(counts: sparse.csr_array, bounds: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts of codes that are known to be there; those of concept i lie between bounds i and i + 1."""
+    at, narrow = np.empty(len(codes), np.int64), codes.astype(counts.indices.dtype)
+    ends, edges = counts.indptr.tolist(), bounds.tolist()
+    for concept in np.flatnonzero(np.diff(bounds)).tolist():
+        mine = slice(edges[concept], edges[concept + 1])
+        at[mine] = ends[concept] + counts.indices[ends[concept] : ends[concept + 1]].searchsorted(narrow[mine])
+    return counts.data[at].astype(np.int64)
+
+
+def _intervals(having: NDArray[np.int64], images: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends, each case worked out once."""
+    wide = int(images.max(initial=0)) + 1
+    cases, which = np.unique(having * wide + images, return_inverse=True)
+    ends = np.array([_bootstrap_interval(*divmod(one, wide)) for one in cases.tolist()]).reshape(-1, 2)
+    return ends[which, 0], ends[which, 1]
 
 
 COLUMNS = {
@@ -316,12 +341,16 @@ def _count_grids(grids: NDArray[Any], labels: NDArray[Any], concepts: int, k: in
     """Counts of whole grids, (c, k), a concept at a time: that stays in the cache, the grids together do not."""
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
-    dense = (np.bincount(grids[mine].ravel(), minlength=k) for mine in np.split(order, starts[1:]))
-    found = [(seen := np.flatnonzero(one), one[seen]) for one in dense]
-    sizes = np.zeros(concepts, np.int64)
-    sizes[present] = [len(seen) for seen, _ in found[: len(present)]]
-    codes, counts = (np.concatenate(part) for part in zip(*found, strict=True))
-    return sparse.csr_array((counts, codes, np.append(0, sizes.cumsum())), shape=(concepts, k))
+    codes, counts = np.empty((2, grids.size), np.int32)  # room for the worst case; what is never written costs nothing
+    sizes, end = np.zeros(concepts, np.int32 if grids.size < 2**31 else np.int64), 0
+    for concept, mine in zip(present, np.split(order, starts[1:]), strict=False):  # no image: no concept, one split
+        dense = np.bincount(grids[mine].ravel(), minlength=k)
+        seen = np.flatnonzero(dense != 0)  # booleans are searched much faster than numbers
+        here = slice(end, end + len(seen))
+        codes[here], counts[here] = seen, dense[seen]
+        sizes[concept], end = len(seen), here.stop
+    ends = np.append(0, sizes.cumsum()).astype(sizes.dtype)
+    return sparse.csr_array((counts[:end], codes[:end], ends), shape=(concepts, k))
 
 
 def _row(counts: sparse.csr_array, concept: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
