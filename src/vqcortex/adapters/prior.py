@@ -48,10 +48,16 @@ class Sampling:
     Args:
         temperature: Divides the logits, > 0; below 1 sharpens.
         top_k: Codes kept per draw, the likeliest first, 1..k; None keeps all.
+        top_p: Probability that the codes kept have together at least, the likeliest first, in (0, 1], after `top_k`;
+            None keeps all.
+
+    Source:
+        Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (top_p).
     """
 
     temperature: float = 1.0
     top_k: int | None = None
+    top_p: float | None = None
 
 
 class Block(nn.Module):
@@ -130,6 +136,8 @@ class TokenPrior(nn.Module):
         batch: in float32 a different batch size moves a probability by 1e-7, and some draw lands in between.
         """
         s = self.settings
+        if not image_ids:
+            return concept.new_zeros(0, s.positions)
         uniform = torch.stack(
             [
                 torch.rand(s.positions, generator=generator_for(seed, name, "prior"), dtype=torch.float64)
@@ -153,7 +161,18 @@ def draw(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"], sampling: S
     if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p is not None:
+        logits = _nucleus(logits, sampling.top_p)
     cumulative = logits.softmax(1).cumsum(1)
     # The last entry can be 1 - 1e-16: searching for a larger number would walk past the table.
     wanted = uniform[:, None].to(cumulative) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+def _nucleus(logits: Float[Tensor, "b k"], top_p: float) -> Float[Tensor, "b k"]:
+    """Logits of the likeliest codes that reach `top_p` together; the rest can no longer be drawn."""
+    sorted_logits, order = logits.sort(dim=1, descending=True, stable=True)
+    likely = sorted_logits.softmax(1)
+    # A code stays while those before it have not passed top_p, so the likeliest always stays.
+    dropped = likely.cumsum(1) - likely > top_p
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqcortex.adapters.family import Family, Spec
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, Level, one_level
 from vqcortex.colours import COLOURS, colour_table
 from vqcortex.errors import ConfigError
 from vqcortex.files import hash_of_bytes
@@ -39,6 +41,7 @@ class ToyAdapter:
 
     grid: tuple[int, int] = (4, 4)
     name: str = "toy"
+    family: str = "toy"
     concepts: tuple[str, ...] = COLOURS
     _codes: Tensor = field(init=False, repr=False)
 
@@ -52,6 +55,26 @@ class ToyAdapter:
     @property
     def size(self) -> tuple[int, int]:
         return PATCH * self.grid[0], PATCH * self.grid[1]
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return one_level(self.grid, self.k)
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return frozenset({ENCODE, DECODE, GENERATE})
+
+    @property
+    def k(self) -> int:
+        return len(self._codes)
+
+    @property
+    def d(self) -> int:
+        return self._codes.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self._codes.device
 
     @property
     def codebook(self) -> Float[Tensor, "k d"]:
@@ -84,15 +107,25 @@ class ToyAdapter:
         return torch.stack(grids)
 
 
-def load_toy(which: str) -> ToyAdapter:
+def load_toy(spec: Spec) -> ToyAdapter:
     """Open "toy" or "toy:ROWSxCOLUMNS".
 
     Raises:
         ConfigError: What stands after the colon is not a grid.
     """
+    which = spec.place
     if not which:
         return ToyAdapter()
     rows, cross, columns = which.partition("x")
     if not (cross and rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
         raise ConfigError(f"toy grid {which!r} is not ROWSxCOLUMNS; write 'toy:4x4', say")
     return ToyAdapter(grid=(int(rows), int(columns)), name=f"toy:{which}")
+
+
+FAMILY = Family(
+    name="toy",
+    title="Eight flat colours, for tests and examples",
+    formats="",
+    abilities=(ENCODE, DECODE, GENERATE),
+    open=load_toy,
+)

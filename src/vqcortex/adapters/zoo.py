@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import vqcortex
+from vqcortex.adapters.family import Family, Spec
 from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, Level, one_level
 from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
 from vqcortex.errors import ModelError, UnknownName
 from vqcortex.files import hash_of_bytes
@@ -69,6 +71,8 @@ class ZooModel:
         prior: Its class-conditional prior.
     """
 
+    family = "zoo"
+
     def __init__(self, *, name: str, about: dict[str, Any], first: VQVAE, prior: TokenPrior) -> None:
         self.name, self.first, self.prior = name, first, prior
         self.concepts: tuple[str, ...] = tuple(about["concepts"])
@@ -83,11 +87,38 @@ class ZooModel:
         self._exact_prior: TokenPrior | None = None
 
     @property
+    def module(self) -> nn.Module:
+        """Both networks."""
+        return nn.ModuleDict({"first": self.first, "prior": self.prior}).eval()
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return one_level(self.grid, self.k)
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return frozenset({ENCODE, DECODE, GENERATE})
+
+    @property
+    def k(self) -> int:
+        return len(self.first.codes)
+
+    @property
+    def d(self) -> int:
+        return self.first.codes.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.codes.device
+
+    @property
     def codebook(self) -> Float[Tensor, "k d"]:
         return self.first.codes
 
     def encode(self, pixels: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
         x = pixels.mean(1, keepdim=True) if self.first.settings.channels == 1 else pixels
+        if not len(x):
+            return torch.zeros(0, *self.grid, dtype=torch.long, device=x.device)
         with torch.no_grad():
             return self.first.tokens_of(x * 2 - 1)
 
@@ -114,3 +145,16 @@ class ZooModel:
         with torch.no_grad():
             flat = self._exact_prior.sample(concept.to(self.codebook.device), image_ids, seed, self.sampling)
         return flat.unflatten(1, self.grid)
+
+
+def _open(spec: Spec) -> ZooModel:
+    return load_zoo(spec.place)
+
+
+FAMILY = Family(
+    name="zoo",
+    title="Embedded models, shipped with vqcortex",
+    formats="",
+    abilities=(ENCODE, DECODE, GENERATE),
+    open=_open,
+)

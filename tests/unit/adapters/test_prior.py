@@ -55,6 +55,10 @@ def test_company_and_order_change_no_draw():
     assert torch.equal(together, backwards)
 
 
+def test_no_image_id_draws_no_grid():
+    assert small().sample(CONCEPT[:0], [], 0, Sampling()).shape == (0, 6)
+
+
 def test_top_one_is_the_likeliest_code():
     logits = torch.tensor([[0.0, 3.0, 1.0]]).repeat(5, 1)
     assert draw(logits, torch.linspace(0, 0.999, 5), Sampling(top_k=1)).tolist() == [1] * 5
@@ -69,3 +73,23 @@ def test_draws_follow_the_distribution():
 def test_a_uniform_number_next_to_one_stays_in_the_table():
     nearly = torch.tensor([1 - 2**-53], dtype=torch.float64)
     assert draw(torch.zeros(1, 256), nearly, Sampling()).item() == 255
+
+
+def test_top_p_keeps_the_likeliest_codes_until_they_reach_it():
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().expand(100, 4)
+    uniform = (torch.arange(100) + 0.5) / 100
+
+    def kept(**sampling):
+        return draw(logits, uniform, Sampling(**sampling)).unique().tolist()
+
+    assert kept(top_p=0.01) == [1]
+    assert kept(top_p=0.6) == [1, 3]
+    assert kept(top_p=0.8) == [1, 2, 3]
+    assert kept(top_p=1.0) == [0, 1, 2, 3]
+    assert kept(top_p=0.8, top_k=2) == [1, 3]
+    assert kept(top_p=0.7, temperature=0.5) == [1]  # sharper: the first has 0.72 of it all
+
+
+def test_of_equally_likely_codes_top_p_keeps_the_lower():
+    uniform = (torch.arange(100) + 0.5) / 100
+    assert draw(torch.zeros(100, 8), uniform, Sampling(top_p=0.3)).unique().tolist() == [0, 1, 2]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vqcortex.adapters.family import Spec
 from vqcortex.adapters.toy import ToyAdapter, load_toy
 from vqcortex.errors import ConfigError
 
@@ -23,6 +24,13 @@ def test_a_concept_paints_much_of_its_own_colour():
 
 
 def test_a_grid_can_be_asked_for_by_name():
-    assert load_toy("2x3").grid == (2, 3)
+    assert load_toy(Spec.read("toy:2x3")).grid == (2, 3)
     with pytest.raises(ConfigError, match="toy grid '2by3' is not ROWSxCOLUMNS"):
-        load_toy("2by3")
+        load_toy(Spec.read("toy:2by3"))
+
+
+def test_it_is_one_level_and_can_do_everything():
+    toy = ToyAdapter(grid=(2, 5))
+    assert (toy.family, toy.k, toy.d, toy.device.type) == ("toy", 8, 3, "cpu")
+    assert [(level.name, level.grid, level.codes) for level in toy.levels] == [("tokens", (2, 5), (0, 8))]
+    assert toy.abilities == {"encode", "decode", "generate"}

@@ -68,3 +68,10 @@ def test_the_card_tells_the_figures_that_were_measured():
 
 def test_the_model_knows_its_classes():
     assert load_zoo("fashion").concepts[8] == "Bag"
+
+
+def test_it_is_one_level_and_can_do_everything():
+    model = load_zoo("fashion")
+    assert (model.family, model.k, model.d, model.device.type) == ("zoo", 256, 32, "cpu")
+    assert [(level.name, level.grid, level.codes) for level in model.levels] == [("tokens", (7, 7), (0, 256))]
+    assert model.abilities == {"encode", "decode", "generate"}
