@@ -1,26 +1,62 @@
-"""What every model owes its caller."""
+"""What every model owes its caller, asked of the embedded ones and of one made by the official code of each family."""
 
 import pytest
 import torch
+from parity.golden import CASES
 
-from vqcortex.adapters import load_model
-from vqcortex.adapters.protocol import Adapter, Generator
+from vqcortex.adapters import FAMILIES, load_model
+from vqcortex.adapters.network import NetworkAdapter
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Generator
 from vqcortex.adapters.zoo import zoo_names
+from vqcortex.errors import ModelError, ShapeError, TokenError
+from vqcortex.evaluation.doctor import random_grids, smooth_patterns
 
-NAMES = ["toy", "toy:3x2", *(f"zoo:{name}" for name in zoo_names())]
+NAMES = {
+    **{name: name for name in ["toy", "toy:3x2", *(f"zoo:{name}" for name in zoo_names())]},
+    **{case.folder: case.name() for case in CASES},
+}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES, scope="module")
 def model(request) -> Adapter:
-    return load_model(request.param)
+    return load_model(NAMES[request.param])
+
+
+def able(model: Adapter, *abilities: str) -> None:
+    if not set(abilities) <= model.abilities:
+        pytest.skip(f"{model.family} cannot {' and '.join(abilities)}")
 
 
 def grids(model: Adapter, n: int = 6) -> torch.Tensor:
-    return torch.randint(0, len(model.codebook), (n, *model.grid), generator=torch.Generator().manual_seed(0))
+    return random_grids(model, n, 0)
 
 
-def test_the_zoo_is_not_empty():
-    assert zoo_names()
+def shrunk(model: Adapter, n: int = 2) -> torch.Tensor:
+    """Codes drawn towards their mean: pictures of random codes are clipped, and clipped pixels pass no gradient on."""
+    embedded = model.embed(grids(model, n))
+    return embedded.mean((2, 3), keepdim=True) + 0.3 * (embedded - embedded.mean((2, 3), keepdim=True))
+
+
+def test_every_family_is_asked():
+    asked = {load_model(name).family for name in ("toy", "zoo:fashion")} | {case.family for case in CASES}
+    assert asked == set(FAMILIES)
+
+
+def test_it_is_an_adapter_and_says_what_it_can(model):
+    assert isinstance(model, Adapter)
+    assert model.abilities <= {ENCODE, DECODE, GENERATE, LOGITS}
+    assert model.abilities & {ENCODE, DECODE}
+    assert isinstance(model, Generator) == (GENERATE in model.abilities)
+    assert model.name.partition(":")[0] == model.family
+
+
+def test_the_levels_fill_the_grid_and_the_codebook(model):
+    h, w = model.grid
+    assert sum(level.length for level in model.levels) == h * w
+    assert all(0 <= level.codes[0] < level.codes[1] <= model.k for level in model.levels)
+    assert len({level.name for level in model.levels}) == len(model.levels)
+    assert model.codebook.shape == (model.k, model.d)
+    assert torch.isfinite(model.codebook).all()
 
 
 def test_tokens_survive_the_codebook(model):
@@ -31,30 +67,117 @@ def test_tokens_survive_the_codebook(model):
 def test_embedding_is_the_codebook_row(model):
     tokens = grids(model)
     embedded = model.embed(tokens)
-    assert torch.equal(embedded[1, :, 0, 1], model.codebook[tokens[1, 0, 1]])
+    assert embedded.dtype == torch.float32
+    torch.testing.assert_close(embedded[1, :, 0, 1], model.codebook[tokens[1, 0, 1]], rtol=0, atol=0)
 
 
-def test_pixels_are_colour_images_in_the_unit_range(model):
-    pixels = model.decode(model.embed(grids(model)))
-    assert pixels.shape == (6, 3, *model.size)
+def test_tokens_outside_the_codebook_are_refused(model):
+    if model.family in ("toy", "zoo"):
+        pytest.skip("their tokens are checked at the store's door")
+    with pytest.raises(TokenError, match=rf"tokens span \[0, {model.k}\]"):
+        model.embed(torch.tensor([[[0, model.k]]]))
+
+
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_pixels_are_colour_images_in_the_unit_range(model, n):
+    able(model, DECODE)
+    pixels = model.decode(model.embed(grids(model, n)))
+    assert pixels.shape == (n, 3, *model.size)
+    assert pixels.dtype == torch.float32
     assert 0 <= pixels.min() < pixels.max() <= 1
 
 
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_tokens_of_any_number_of_images_are_legal_grids(model, n):
+    able(model, ENCODE)
+    tokens = model.encode(smooth_patterns(model.size, n, 0))
+    assert tokens.shape == (n, *model.grid)
+    assert tokens.dtype == torch.int64
+    assert 0 <= tokens.min() <= tokens.max() < model.k
+
+
+def test_an_empty_batch_is_an_empty_result(model):
+    empty = torch.zeros(0, *model.grid, dtype=torch.int64)
+    embedded = model.embed(empty)
+    assert embedded.shape == (0, model.d, *model.grid)
+    assert model.nearest(embedded).shape == empty.shape
+    if DECODE in model.abilities:
+        assert model.decode(embedded).shape == (0, 3, *model.size)
+    if ENCODE in model.abilities:
+        assert model.encode(torch.zeros(0, 3, *model.size)).shape == empty.shape
+
+
 def test_gradients_reach_every_position_of_the_embedding(model):
-    embedded = model.embed(grids(model)) * 0.5 + 0.2
-    embedded.requires_grad_()
-    model.decode(embedded).sum().backward()
+    able(model, DECODE)
+    embedded = shrunk(model).requires_grad_()
+    model.decode(embedded).square().sum().backward()
     assert (embedded.grad.abs().sum(1) > 0).all()
 
 
+def test_weights_want_no_gradient_and_nothing_is_in_training_mode(model):
+    module = getattr(model, "module", None)
+    if module is None:
+        pytest.skip("it has no network")
+    assert not any(weight.requires_grad for weight in module.parameters())
+    assert not any(part.training for part in module.modules())
+
+
 def test_company_changes_no_token(model):
-    pixels = model.decode(model.embed(grids(model))).detach()
+    able(model, ENCODE)
+    pixels = smooth_patterns(model.size, 7, 0)
     alone = torch.cat([model.encode(one[None]) for one in pixels])
     assert torch.equal(model.encode(pixels), alone)
+    assert torch.equal(model.encode(pixels.flip(0)), alone.flip(0))
+
+
+def test_company_hardly_changes_a_picture(model):
+    able(model, DECODE)
+    embedded = model.embed(grids(model))
+    alone = torch.cat([model.decode(one[None]) for one in embedded])
+    torch.testing.assert_close(model.decode(embedded), alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tall", "wide"), [(1, 3), (3, 2), (5, 5)])
+def test_other_sizes_work_where_the_network_is_convolutional(model, tall, wide):
+    if not isinstance(model, NetworkAdapter) or model.stride is None:
+        pytest.skip("it has images of one size")
+    able(model, ENCODE, DECODE)
+    # A multiple of the stride that every decoder with attention or global norms still takes.
+    size = (tall * model.stride, wide * model.stride)
+    tokens = model.encode(smooth_patterns(size, 2, 0))
+    assert tokens.shape == (2, tall, wide)
+    assert model.decode(model.embed(tokens)).shape == (2, 3, *size)
+
+
+def test_images_of_a_wrong_size_are_refused(model):
+    if model.family in ("toy", "zoo"):
+        pytest.skip("their pictures are resized at the source's door")
+    able(model, ENCODE)
+    with pytest.raises(ShapeError, match=r"images are \(\d+, \d+\) but"):
+        model.encode(torch.zeros(1, 3, model.size[0] + 1, model.size[1]))
+
+
+def test_logits_agree_with_the_tokens(model):
+    able(model, LOGITS)
+    pixels = smooth_patterns(model.size, 3, 0)
+    logits = model.logits(pixels)
+    assert logits.shape == (3, model.k, *model.grid)
+    assert torch.equal(logits.argmax(1), model.encode(pixels))
+
+
+def test_what_it_cannot_do_is_said(model):
+    if ENCODE not in model.abilities:
+        with pytest.raises(ModelError, match="cannot encode"):
+            model.encode(torch.zeros(1, 3, *model.size))
+    elif DECODE not in model.abilities:
+        with pytest.raises(ModelError, match="cannot decode"):
+            model.decode(model.embed(grids(model)))
+    else:
+        pytest.skip("it can do both")
 
 
 def test_drawing_belongs_to_the_image_and_the_seed(model):
-    assert isinstance(model, Generator)
+    able(model, GENERATE)
     ids = [f"x/{i}" for i in range(5)]
     concept = torch.arange(5) % len(model.concepts)
     together = model.generate(concept, ids, 3)
@@ -62,9 +185,31 @@ def test_drawing_belongs_to_the_image_and_the_seed(model):
     assert torch.equal(together, alone)
     assert not torch.equal(together, model.generate(concept, ids, 4))
     assert together.shape == (5, *model.grid)
-    assert 0 <= together.min() <= together.max() < len(model.codebook)
+    assert 0 <= together.min() <= together.max() < model.k
 
 
 def test_identity_is_stable_and_a_hash(model):
     assert len(model.identity) == 64
     assert load_model(model.name).identity == model.identity
+
+
+def test_it_moves_and_comes_back(model):
+    if not torch.cuda.is_available():
+        assert model.to("cpu") is model
+        return
+    pixels = smooth_patterns(model.size, 3, 0)
+    before = model.encode(pixels) if ENCODE in model.abilities else None
+    model.to("cuda")
+    assert model.device.type == "cuda"
+    if before is not None:
+        assert (model.encode(pixels.cuda()).cpu() == before).double().mean() > 0.99
+    model.to("cpu")
+
+
+@pytest.mark.parametrize("folder", [case.folder for case in CASES])
+def test_a_plain_path_is_recognised(folder):
+    case = next(case for case in CASES if case.folder == folder)
+    options = f"?{case.options}" if case.options else ""
+    found = load_model(f"{case.path}{options}")
+    assert found.family == case.family
+    assert found.identity == load_model(case.name()).identity
