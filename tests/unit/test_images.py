@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqcortex.errors import DataError, MissingExtra, UnknownName, VqCortexError
-from vqcortex.images import SOURCES, load_pixels, open_images, read_idx
+from vqcortex.images import SOURCES, Picture, load_pixels, open_images, read_idx
 from vqcortex.images.hub import Rows
 from vqcortex.images.source import RowNames, concepts_of, decoded, decoding, distinct, number_of
 
@@ -82,7 +82,7 @@ def birds(folder: Path) -> Path:
 
 
 def test_every_kind_of_source_is_listed_and_can_be_imported():
-    assert list(SOURCES) == ["hf", "idx", "imagefolder", "parquet", "torchvision"]
+    assert list(SOURCES) == ["hf", "idx", "imagefolder", "parquet", "prompts", "torchvision"]
     assert all(callable(SOURCES[name]) for name in SOURCES)
 
 
@@ -126,6 +126,52 @@ def test_every_source_keeps_its_promises(tmp_path):
         assert all(0 <= one.concept < len(source.concepts) for one in records)
         assert len(set(source.concepts)) == len(source.concepts)
         assert told(source) == told(open_images(name)), "a second look sees the same"
+
+
+def test_every_source_tells_labels_and_gives_any_rising_rows(tmp_path):
+    for name in many_sources(tmp_path):
+        source = open_images(name)
+        records = list(source)
+        assert list(source.labels()) == [one.concept for one in records]
+        for rows in ([], [len(source) - 1], range(0, len(source), 2), range(len(source))):
+            found = [colour_of(picture.image()) for picture in source.pictures(rows)]
+            assert found == [colour_of(records[row].image) for row in rows]
+
+
+def test_pictures_of_many_row_groups_and_files_are_found(tmp_path):
+    for number in range(3):
+        path = tmp_path / f"train-{number}.parquet"
+        images = cells(*(COLOURS[(number + row) % 4] for row in range(7)))
+        table = pa.table({"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+        pq.write_table(table.append_column("label", pa.array([0] * 7)), path, row_group_size=3)
+    pq.write_table(pq.read_table(path).slice(0, 0), tmp_path / "train-3.parquet")
+    source = open_images(f"parquet:{tmp_path}")
+    records = list(source)
+    assert len(records) == 21
+    for rows in ([0, 20], [6, 7, 13, 14], [2, 3, 8, 9, 10], range(21)):
+        pictures = list(source.pictures(rows))
+        assert [colour_of(one.image()) for one in pictures] == [colour_of(records[row].image) for row in rows]
+        assert [one.place[:5] for one in pictures] == [f"row {row % 7}" for row in rows]
+
+
+def test_a_picture_is_told_by_its_content_alone(tmp_path):
+    red, blue = picture("red"), picture("blue")
+    file = write(tmp_path / "a.png", red)
+    assert Picture("here", red).digest() == Picture("there", file).digest() != Picture("here", blue).digest()
+    write(file, blue)
+    assert Picture("there", file).digest() == Picture("here", blue).digest()
+    with pytest.raises(DataError, match=r"b.png cannot be read: .*; replace it or take it out"):
+        Picture("b.png", tmp_path / "b.png").digest()
+
+
+def test_pixels_are_told_by_size_mode_and_palette():
+    plain = Image.new("L", (2, 3))
+    palette = plain.convert("P")
+    recoloured = palette.copy()
+    recoloured.putpalette([255, 0, 0] + [0] * 765)
+    others = [plain, Image.new("L", (3, 2)), Image.new("1", (2, 3)), palette, recoloured, Image.new("L", (2, 3), 1)]
+    assert len({Picture("x", one).digest() for one in others}) == len(others)
+    assert Picture("x", plain).digest() == Picture("y", plain.copy()).digest()
 
 
 # --- idx -------------------------------------------------------------------------------------------------
@@ -423,9 +469,34 @@ def test_a_torchvision_set_is_read_from_the_folder_named_in_the_environment(tmp_
         ("test/000000", 5, (5, 4)),
         ("test/000001", 1, (5, 4)),
     ]
+    assert list(source.labels()) == [5, 1]
     assert len(open_images("torchvision:MNIST")) == 1
     with pytest.raises(DataError, match="'torchvision:MNIST' has no 'validation' split; write one of: train, test"):
         open_images("torchvision:MNIST", "validation")
+
+
+@pytest.mark.parametrize("targets", [None, [[0, 7], [1, 7]], [0]], ids=["no targets", "two numbers per row", "too few"])
+def test_labels_that_a_torchvision_class_does_not_keep_are_read_off_its_rows(tmp_path, monkeypatch, targets):
+    torchvision = pytest.importorskip("torchvision")
+
+    class Rows:
+        classes = ("owl", "wren")
+
+        def __init__(self, root):
+            if targets is not None:
+                self.targets = targets
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, row):
+            return Image.new("RGB", (1, 1), COLOURS[row]), row
+
+    monkeypatch.setenv("TORCHVISION_DATASETS", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets, "Flowers102", Rows)
+    source = open_images("torchvision:Flowers102")
+    assert list(source.labels()) == [0, 1]
+    assert [one.concept for one in source] == [0, 1]
 
 
 def test_a_torchvision_set_that_cannot_be_had_says_where_to_put_it(tmp_path, monkeypatch):
@@ -452,7 +523,9 @@ def test_an_unknown_torchvision_set_is_met_with_a_suggestion():
 
 
 def test_a_librarys_own_pictures_are_passed_on():
-    source = Rows("'x'", RowNames("train", 2), ("a",), lambda row: (Image.new("RGB", (1, 1), COLOURS[row]), 0))
+    source = Rows(
+        "'x'", RowNames("train", 2), ("a",), lambda: [0, 0], lambda row: Image.new("RGB", (1, 1), COLOURS[row])
+    )
     assert [colour_of(one.image) for one in source] == [(255, 0, 0), (0, 128, 0)]
 
 

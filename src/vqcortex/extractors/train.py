@@ -11,8 +11,9 @@ Source:
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,16 +24,18 @@ from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float, Integer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqcortex import errors
 from vqcortex.devices import check_device
 from vqcortex.errors import ConfigError, DataError, MissingExtra, ModelError, ShapeError, TokenError, VqCortexError
 from vqcortex.extractors.checkpoint import settings_of
 from vqcortex.extractors.protocol import look_up
 from vqcortex.files import hash_of_bytes
 from vqcortex.seeds import generator_for, number_for
-from vqcortex.weights import save_training_state
+from vqcortex.weights import save_training_state, save_weights
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -287,26 +290,30 @@ def launched(job: Job, callbacks: Callbacks) -> Outcome | VqCortexError:
         return worked(fabric, job, callbacks) if job.settings.devices == 1 else spread(fabric, job, callbacks)
 
 
-def spread(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome | VqCortexError:
+def spread(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome:
     """Run a job in one process per device; a thread passes on what the first of them reports.
 
-    The outcome comes that way too, as bytes: what Fabric returns by itself has to fit into a pipe that nobody empties
-    before the processes have ended.
+    Reports are lines of JSON in a pipe and the weights are a safetensors file: nothing that comes back is unpickled.
+    What Fabric returns by itself would be, and would have to fit into a pipe that nobody empties before the processes
+    have ended.
     """
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    heard: list[bytes | Exception] = []
-    listener = threading.Thread(target=listen, args=(queue, callbacks, heard), daemon=True)
-    listener.start()
-    try:
-        fabric.launch(Apart(job, queue))
-    finally:
-        queue.put(None)
-        listener.join()
-    for word in heard:
-        if isinstance(word, Exception):
-            raise word
-    outcome: Outcome | VqCortexError = pickle.loads(heard[-1])  # type: ignore[arg-type]
-    return outcome
+    receiver, sender = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
+    heard: list[TrainReport | Exception] = []
+    listener = threading.Thread(target=listen, args=(receiver, callbacks, heard), daemon=True)
+    with tempfile.TemporaryDirectory(prefix="vqcortex-") as folder:
+        weights = Path(folder) / "best.safetensors"
+        listener.start()
+        try:
+            fabric.launch(Apart(job, sender, weights))
+        finally:
+            sender.close()  # the last end of the pipe: the others closed with their processes
+            listener.join()
+            receiver.close()
+        for word in heard:
+            if isinstance(word, Exception):
+                raise word
+            report = word
+        return Outcome(report, load_file(weights))
 
 
 def worked(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome | VqCortexError:
@@ -319,13 +326,18 @@ def worked(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome | VqCortexErr
 
 @final
 class Apart:
-    """What each of several processes does: a job whose first process reports through a queue.
+    """What each of several processes does: a job whose first process reports through a pipe.
 
     Not a dataclass: Fabric searches what it launches for modules and stumbles over frozen ones.
+
+    Args:
+        job: The job.
+        pipe: Where to report.
+        weights: File for the best weights.
     """
 
-    def __init__(self, job: Job, queue: Any) -> None:
-        self.job, self.queue = job, queue
+    def __init__(self, job: Job, pipe: Any, weights: Path) -> None:
+        self.job, self.pipe, self.weights = job, pipe, weights
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A new process unpickles this before Fabric announces it.
@@ -334,30 +346,66 @@ class Apart:
             logger.setLevel(logging.ERROR)
 
     def __call__(self, fabric: Any) -> None:
-        put = self.queue.put
-        told = Callbacks(None, None) if fabric.global_rank else Callbacks(put, lambda *step: put(step))
+        told = Callbacks(lambda report: self.tell("epoch", asdict(report)), lambda *step: self.tell("step", step))
         with quiet():
-            outcome = worked(fabric, self.job, told)
+            outcome = worked(fabric, self.job, Callbacks(None, None) if fabric.global_rank else told)
         if fabric.global_rank == 0:
-            put(pickle.dumps(outcome))
+            self.tell(*self.ending(outcome))
 
+    def tell(self, kind: str, value: Any) -> None:
+        """Report plain numbers and texts."""
+        self.pipe.send_bytes(json.dumps([kind, value]).encode())
 
-def listen(queue: Any, callbacks: Callbacks, heard: list[bytes | Exception]) -> None:
-    """Pass on what another process reports, and keep its outcome, until None comes.
-
-    A callback that raises is not called again; the queue is emptied all the same, or the other process would wait.
-    """
-    while (word := queue.get()) is not None:
+    def ending(self, outcome: Outcome | VqCortexError) -> tuple[str, Any]:
+        """Keep the weights and return the last report."""
         try:
-            if isinstance(word, bytes):
-                heard.append(word)
-            elif isinstance(word, EpochReport):
-                callbacks.epoch(word)
+            if isinstance(outcome, VqCortexError):
+                raise outcome
+            save_weights(outcome.best_weights, self.weights)
+        except VqCortexError as error:
+            return "error", [type(error).__name__, str(error)]
+        return "end", asdict(outcome.report)
+
+
+def listen(pipe: Any, callbacks: Callbacks, heard: list[TrainReport | Exception]) -> None:
+    """Pass on what another process reports, and keep how it ended, until nobody is left who could report.
+
+    A callback that raises is not called again; the pipe is emptied all the same, or the other process would wait.
+    """
+    while (line := received(pipe)) is not None:
+        try:
+            kind, value = json.loads(line)
+            if kind == "step":
+                callbacks.step(*value)
+            elif kind == "epoch":
+                callbacks.epoch(EpochReport(**value))
             else:
-                callbacks.step(*word)
+                heard.append(error_of(*value) if kind == "error" else report_of(**value))
         except Exception as error:
             heard.append(error)
             callbacks = Callbacks(None, None)
+
+
+def received(pipe: Any) -> bytes | None:
+    """The next report; None: every process that could report has ended."""
+    try:
+        line: bytes = pipe.recv_bytes()
+    except (EOFError, OSError):  # the second: in the middle of a report
+        return None
+    return line
+
+
+def error_of(name: str, message: str) -> VqCortexError:
+    """An error of ours again, from its class's name and its text."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, VqCortexError):
+        return kind(message)
+    return VqCortexError(message)
+
+
+def report_of(epochs: list[dict[str, Any]], **other: Any) -> TrainReport:
+    """A report again, from plain values."""
+    return TrainReport(epochs=tuple(EpochReport(**one) for one in epochs), **other)
 
 
 def run_epochs(fabric: Any, job: Job, callbacks: Callbacks) -> Outcome:

@@ -1,4 +1,5 @@
-"""Image sources by name, one picture at a time: `idx:`, `imagefolder:`, `parquet:`, `hf:`, `torchvision:`.
+"""Image sources by name, one picture at a time: `idx:`, `imagefolder:`, `parquet:`, `prompts:`, `hf:`,
+`torchvision:`.
 
 A source knows its concepts, its length and its image ids before it opens a picture; iterating holds one
 picture (or one small block of a file) in memory. An image id says where the picture came from and never changes:
@@ -15,6 +16,7 @@ from vqcortex.images.pixels import load_pixels as load_pixels
 from vqcortex.images.source import SPELLINGS
 from vqcortex.images.source import ImageRecord as ImageRecord
 from vqcortex.images.source import ImageSource as ImageSource
+from vqcortex.images.source import Picture as Picture
 from vqcortex.registry import Registry
 
 SOURCES: Registry[Callable[[str, str], ImageSource]] = Registry("image source")
@@ -22,6 +24,7 @@ SOURCES.add("hf", "vqcortex.images.hub:open_hf")
 SOURCES.add("idx", "vqcortex.images.idx:IdxSource")
 SOURCES.add("imagefolder", "vqcortex.images.folder:FolderSource")
 SOURCES.add("parquet", "vqcortex.images.parquet:ParquetSource")
+SOURCES.add("prompts", "vqcortex.images.prompts:PromptSource")
 SOURCES.add("torchvision", "vqcortex.images.hub:open_torchvision")
 
 
@@ -29,7 +32,8 @@ def open_images(source: str, split: str = "train") -> ImageSource:
     """Open a source by name.
 
     Args:
-        source: "idx:FOLDER", "imagefolder:FOLDER", "parquet:FILE or FOLDER", "hf:NAME", "torchvision:NAME".
+        source: "idx:FOLDER", "imagefolder:FOLDER", "parquet:FILE or FOLDER", "prompts:TABLE or FOLDER", "hf:NAME",
+            "torchvision:NAME".
         split: "train", "validation" or "test". A path to one Parquet file is that file, whatever the split.
 
     Raises:

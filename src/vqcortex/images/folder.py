@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import final
 
 from vqcortex.errors import DataError
-from vqcortex.images.source import SPELLINGS, ImageRecord, decoded, decoding, existing
+from vqcortex.images.source import SPELLINGS, ImageRecord, Picture, existing, records
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -31,10 +31,14 @@ class FolderSource:
         return len(self._files)
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        for name, (file, concept) in zip(self.image_ids, self._files, strict=True):
-            with decoding(str(file)):
-                image = decoded(file)
-            yield ImageRecord(name, concept, image)
+        return records(self)
+
+    def labels(self) -> Iterator[int]:
+        return (concept for _, concept in self._files)
+
+    def pictures(self, rows: Iterable[int]) -> Iterator[Picture]:
+        files = (self._files[row][0] for row in rows)
+        return (Picture(str(file), file.absolute()) for file in files)  # wherever it is opened
 
 
 def _splits(root: Path) -> dict[str, Path]:

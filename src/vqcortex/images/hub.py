@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -19,13 +19,14 @@ from vqcortex.errors import DataError, MissingExtra, UnknownName
 from vqcortex.images.source import (
     ImageRecord,
     ImageSource,
+    Picture,
     RowNames,
     concepts_of,
-    decoded,
     decoding,
     distinct,
     first_line,
     number_of,
+    records,
 )
 
 
@@ -37,7 +38,8 @@ class Rows:
         name: For messages: "'hf:cifar10'".
         image_ids: One per row.
         concepts: Names, in order.
-        read: The picture (decoded or not) and the concept of a row.
+        labels_of: Makes a fresh pass over the labels of all rows, a concept's name or number each.
+        picture_of: What a row's picture is: the bytes of a file, its path, or pixels.
     """
 
     def __init__(
@@ -45,20 +47,34 @@ class Rows:
         name: str,
         image_ids: Sequence[str],
         concepts: tuple[str, ...],
-        read: Callable[[int], tuple[Any, int]],
+        labels_of: Callable[[], Iterable[Any]],
+        picture_of: Callable[[int], bytes | Path | Image.Image],
     ) -> None:
         self.image_ids, self.concepts = image_ids, concepts
-        self._name, self._read = name, read
+        self._name, self._labels_of, self._picture_of = name, labels_of, picture_of
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        for row, image_id in enumerate(self.image_ids):
-            with decoding(f"row {row} of {self._name}"):
-                picture, concept = self._read(row)
-                image = picture if isinstance(picture, Image.Image) else decoded(picture)
-            yield ImageRecord(image_id, concept, image)
+        return records(self)
+
+    def labels(self) -> Iterator[int]:
+        number = {name: place for place, name in enumerate(self.concepts)}
+        labels = iter(self._labels_of())
+        for row in range(len(self)):
+            with decoding(self._place(row)):
+                concept = number_of(next(labels), number)
+            yield concept
+
+    def pictures(self, rows: Iterable[int]) -> Iterator[Picture]:
+        for row in rows:
+            with decoding(self._place(row)):
+                held = self._picture_of(row)
+            yield Picture(self._place(row), held)
+
+    def _place(self, row: int) -> str:
+        return f"row {row} of {self._name}"
 
 
 def open_hf(place: str, split: str) -> ImageSource:
@@ -72,15 +88,17 @@ def open_hf(place: str, split: str) -> ImageSource:
         ) from error
     image, label = _hf_columns(datasets, rows.features, place)
     concepts = tuple(getattr(rows.features[label], "names", ())) or concepts_of(rows.unique(label))
-    number = {name: n for n, name in enumerate(concepts)}
     rows = rows.cast_column(image, datasets.Image(decode=False))
+    only_labels = rows.select_columns([label])
 
-    def read(row: int) -> tuple[Any, int]:
-        cells = rows[row]
-        cell = cells[image] or {}
-        return cell.get("bytes") or Path(cell.get("path") or ""), number_of(cells[label], number)
+    def labels_of() -> Iterator[Any]:
+        return (cells[label] for cells in only_labels)
 
-    return Rows(f"'hf:{place}'", RowNames(split, len(rows)), concepts, read)
+    def picture_of(row: int) -> bytes | Path:
+        cell = rows[row][image] or {}
+        return cell.get("bytes") or Path(cell.get("path") or "")
+
+    return Rows(f"'hf:{place}'", RowNames(split, len(rows)), concepts, labels_of, picture_of)
 
 
 def _hf_columns(datasets: Any, features: Any, place: str) -> tuple[str, str]:
@@ -110,13 +128,27 @@ def open_torchvision(place: str, split: str) -> ImageSource:
         ) from error
     names = getattr(rows, "classes", None) or concepts_of(map(int, getattr(rows, "targets", ())))
     concepts = distinct(str(one[0] if isinstance(one, tuple) else one) for one in names)
-    number = {name: n for n, name in enumerate(concepts)}
+    targets = _plain_targets(rows)
 
-    def read(row: int) -> tuple[Any, int]:
-        picture, label = rows[row]
-        return picture, number_of(label if isinstance(label, str) else int(label), number)
+    def labels_of() -> Iterator[Any]:
+        if targets is not None:
+            return iter(targets)
+        labels = (rows[row][1] for row in range(len(rows)))
+        return (label if isinstance(label, str) else int(label) for label in labels)
 
-    return Rows(f"'torchvision:{place}'", RowNames(split, len(rows)), concepts, read)
+    def picture_of(row: int) -> Any:
+        return rows[row][0]
+
+    return Rows(f"'torchvision:{place}'", RowNames(split, len(rows)), concepts, labels_of, picture_of)
+
+
+def _plain_targets(rows: Any) -> list[int] | None:
+    """The labels of all rows where the class keeps them as one number per row; None: a row must be read for its own."""
+    try:
+        targets = [int(one) for one in rows.targets]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
+    return targets if len(targets) == len(rows) else None
 
 
 def _torchvision_class(name: str) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vqcortex.errors import DataError
-from vqcortex.images.source import ImageRecord, RowNames, existing
+from vqcortex.images.source import ImageRecord, Picture, RowNames, existing, records
 
 IDX_STEMS = {"train": "train", "test": "t10k"}
 FASHION = (
@@ -38,8 +38,13 @@ class IdxSource:
         return len(self._images)
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        for name, pixels, label in zip(self.image_ids, self._images, self._labels, strict=True):
-            yield ImageRecord(name, int(label), Image.fromarray(pixels))
+        return records(self)
+
+    def labels(self) -> Iterator[int]:
+        return map(int, self._labels)
+
+    def pictures(self, rows: Iterable[int]) -> Iterator[Picture]:
+        return (Picture(self.image_ids[row], Image.fromarray(self._images[row])) for row in rows)
 
 
 def read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 
@@ -14,17 +17,36 @@ from vqcortex.errors import DataError
 from vqcortex.images.source import (
     SPELLINGS,
     ImageRecord,
+    Picture,
     RowNames,
     concepts_of,
-    decoded,
     decoding,
     existing,
     number_of,
+    records,
     short,
 )
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels")
 ROWS_AT_ONCE = 64
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One row group of one file: what Parquet reads at once at the least.
+
+    Args:
+        file: The file.
+        number: Of the group, in its file.
+        first: Its first row, counted over all files of the split.
+        before: Rows of the split before its file.
+    """
+
+    file: Path
+    number: int
+    first: int
+    before: int
 
 
 @final
@@ -34,22 +56,36 @@ class ParquetSource:
     def __init__(self, place: str, split: str) -> None:
         path = existing(place)
         every, self._files = _shards(path, split)
-        self._columns = _columns(self._files[0])
-        label = self._columns[1]
-        self.concepts = _named_in(self._files[0], label) or concepts_of(_labels(every, label))
-        self.image_ids = RowNames(path.stem if path.is_file() else split, sum(map(_rows, self._files)))
+        self._image, self._label = _columns(self._files[0])
+        self.concepts = _named_in(self._files[0], self._label) or concepts_of(
+            label for file in every for label in _cells(file, self._label)
+        )
+        self._groups, rows = _groups(self._files)
+        self._starts = [group.first for group in self._groups]
+        self.image_ids = RowNames(path.stem if path.is_file() else split, rows)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __iter__(self) -> Iterator[ImageRecord]:
+        return records(self)
+
+    def labels(self) -> Iterator[int]:
         number = {name: place for place, name in enumerate(self.concepts)}
-        names = iter(self.image_ids)
         for file in self._files:
-            for row, (cell, label) in enumerate(_cells(file, self._columns)):
-                with decoding(f"row {row} of {str(file)!r}"):
-                    record = ImageRecord(next(names), number_of(label, number), decoded(_picture(cell, file.parent)))
-                yield record
+            for row, label in enumerate(_cells(file, self._label)):
+                with decoding(_place(file, row)):
+                    concept = number_of(label, number)
+                yield concept
+
+    def pictures(self, rows: Iterable[int]) -> Iterator[Picture]:
+        for number, wanted in groupby(rows, lambda row: bisect_right(self._starts, row) - 1):
+            group = self._groups[number]
+            for row, cell in _picked(group, self._image, wanted):
+                place = _place(group.file, row - group.before)
+                with decoding(place):
+                    held = _picture(cell, group.file.parent)
+                yield Picture(place, held)
 
 
 def _shards(path: Path, split: str) -> tuple[list[Path], list[Path]]:
@@ -78,9 +114,21 @@ def _opened(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file, buffer_size=1 << 16, pre_buffer=False)
 
 
-def _rows(file: Path) -> int:
-    with _opened(file) as opened:
-        return opened.metadata.num_rows
+def _groups(files: Iterable[Path]) -> tuple[list[_Group], int]:
+    """Row groups that hold rows, in order, and how many rows there are."""
+    groups, rows = [], 0
+    for file in files:
+        before = rows
+        with _opened(file) as opened:
+            for number in range(opened.metadata.num_row_groups):
+                held = opened.metadata.row_group(number).num_rows
+                groups += [_Group(file, number, rows, before)] if held else []
+                rows += held
+    return groups, rows
+
+
+def _place(file: Path, row: int) -> str:
+    return f"row {row} of {str(file)!r}"
 
 
 def _columns(file: Path) -> tuple[str, str]:
@@ -107,14 +155,21 @@ def _named_in(file: Path, label: str) -> tuple[str, ...]:
         return ()
 
 
-def _cells(file: Path, columns: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+def _cells(file: Path, column: str) -> Iterator[Any]:
     with _opened(file) as opened, decoding(str(file)):
-        for rows in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
-            yield from zip(*(rows.column(name).to_pylist() for name in columns), strict=True)
+        for rows in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
+            yield from rows.column(0).to_pylist()
 
 
-def _labels(files: Iterable[Path], column: str) -> Iterator[Any]:
-    return (label for file in files for (label,) in _cells(file, [column]))
+def _picked(group: _Group, column: str, wanted: Iterator[int]) -> Iterator[tuple[int, Any]]:
+    """Rows and cells of those rows of a group that are wanted; the others do not leave Arrow's memory."""
+    with _opened(group.file) as opened, decoding(str(group.file)):
+        at, row = group.first, next(wanted, None)
+        for rows in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group.number], columns=[column]):
+            while row is not None and row < at + rows.num_rows:
+                yield row, rows.column(0)[row - at].as_py()
+                row = next(wanted, None)
+            at += rows.num_rows
 
 
 def _picture(cell: Any, folder: Path) -> bytes | Path:

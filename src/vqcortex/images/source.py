@@ -15,8 +15,9 @@ import pyarrow as pa
 from PIL import Image
 
 from vqcortex.errors import DataError
+from vqcortex.files import hash_of_bytes, hash_of_file
+from vqcortex.splits import SPELLINGS as SPELLINGS
 
-SPELLINGS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 MOST_CONCEPTS = 1_000_000  # a larger label is a mistake, and would ask for that many names
 # What Pillow and pyarrow raise on bytes that are not what they claim to be.
 BROKEN = (
@@ -41,6 +42,45 @@ class ImageRecord:
     image: Image.Image
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that nobody has decoded yet: small enough to hand to another process.
+
+    Args:
+        place: Where it comes from, for messages: "birds/owl/1.png", "row 3 of 'x.parquet'".
+        held: The bytes of a picture file, the path of one, or pixels where a library gives nothing else.
+    """
+
+    place: str
+    held: bytes | Path | Image.Image
+
+    def image(self) -> Image.Image:
+        """The picture, decoded, in its own mode and size.
+
+        Raises:
+            DataError: It cannot be read; the message names its place.
+        """
+        with decoding(self.place):
+            return self.held if isinstance(self.held, Image.Image) else decoded(self.held)
+
+    def digest(self) -> str:
+        """SHA-256 of what the pixels are decoded from, in hex; equal digests mean equal pixels.
+
+        Raises:
+            DataError: It cannot be read; the message names its place.
+        """
+        with decoding(self.place):
+            if isinstance(self.held, Path):
+                return hash_of_file(self.held)
+            return hash_of_bytes(self.held if isinstance(self.held, bytes) else _pixels_of(self.held))
+
+
+def _pixels_of(image: Image.Image) -> bytes:
+    """Everything that decides what a decoded picture looks like."""
+    return repr((image.mode, image.size, image.getpalette())).encode() + image.tobytes()
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """Pictures with concepts, in a fixed order.
@@ -58,7 +98,32 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[ImageRecord]: ...
+    def __iter__(self) -> Iterator[ImageRecord]:
+        """Every picture, decoded, in order."""
+        ...
+
+    def labels(self) -> Iterator[int]:
+        """Concept of every picture, in order; no picture is opened unless a library hides its labels.
+
+        Raises:
+            DataError: While reading, a label that is no concept.
+        """
+        ...
+
+    def pictures(self, rows: Iterable[int]) -> Iterator[Picture]:
+        """The pictures of these rows, counted from 0 and rising; none is decoded, and no other is read.
+
+        Raises:
+            DataError: While reading, a row that holds no picture.
+        """
+        ...
+
+
+def records(source: ImageSource) -> Iterator[ImageRecord]:
+    """Every picture of a source, decoded, in order."""
+    pictures = source.pictures(range(len(source)))
+    for name, concept, picture in zip(source.image_ids, source.labels(), pictures, strict=True):
+        yield ImageRecord(name, concept, picture.image())
 
 
 @final

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors.torch import load_file
@@ -12,18 +15,42 @@ from torch import Tensor
 from vqcortex.concepts.clusters import CodeClusters, cluster_codes
 from vqcortex.concepts.pooling import PoolCounts, all_concept_tokens, best_tokens, count_image_tokens, tokens_table
 from vqcortex.concepts.saliency import ConceptMaps, activation_map, sum_maps
+from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
-from vqcortex.pipelines.loaded import EXPLAINED, Loaded, load_all, scored_shards
+from vqcortex.pipelines.loaded import EXPLAINED, Loaded, load_all, scored_shard
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import ConceptsSettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.results import Column, Table, save_table
+from vqcortex.tokens.store import TokenStore
 from vqcortex.weights import save_weights
 
 
-def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET) -> Path:
+@final
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What one shard adds to the concepts.
+
+    Args:
+        counts: Of codes where they matter.
+        maps: Sums of activation maps.
+        best: Codes at each image's best positions, (b, n), int32.
+        labels: Concepts of the images, (b,).
+    """
+
+    counts: PoolCounts
+    maps: ConceptMaps
+    best: Tensor
+    labels: Tensor
+
+
+def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:
     """Pool the scores of a study's training and validation images into concepts.
 
+    Args:
+        settings: How to pool.
+        progress: Told how far it is.
+        engine: Where shards are counted; the clusters are found in this process.
     Returns:
         Folder with the tables concept_tokens and clusters, and maps.safetensors: the mean activation map of each
         concept (mean, error: (c, h, w); images: (c,)) and the cluster of each code (labels: (k,)).
@@ -43,32 +70,50 @@ def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET) -> 
     method = study.record("score")["key"]["settings"]["method"]
     inputs = {"tokens": study.fingerprint("tokens"), "score": study.fingerprint("score")}
     key = stage_key("concepts", settings, ConceptsSettings, inputs)
-    run_stage(study, key, lambda folder: _pool(folder, settings, study, loaded, method, progress))
+    pool = partial(
+        _pool_shard, scores=study.path("score").absolute(), store=loaded.store, method=method, settings=settings
+    )
+
+    def work(folder: Path) -> None:
+        numbers = range(len(loaded.store.shards))
+        shards = progress.track(engine.map(pool, numbers), "concepts: shards pooled", len(numbers))
+        _write(folder, settings, loaded, (one for one in shards if one is not None))
+
+    run_stage(study, key, work)
     return study.path("concepts")
 
 
-def _pool(
-    folder: Path, settings: ConceptsSettings, study: Study, loaded: Loaded, method: str, progress: Progress
-) -> None:
+def _pool_shard(
+    number: int, *, scores: Path, store: TokenStore, method: str, settings: ConceptsSettings
+) -> Pooled | None:
+    """What a shard adds; None: none of its images explains."""
+    batch, scored = scored_shard(number, scores, store, EXPLAINED)
+    if not len(batch):
+        return None
+    k, c = store.manifest.k, len(store.manifest.concepts)
+    importance = scored.importance[method]
+    return Pooled(
+        counts=count_image_tokens(
+            batch.tokens, importance, batch.concept, k=k, concepts=c, positions=settings.positions
+        ),
+        maps=sum_maps(activation_map(importance, signed=True), batch.concept, c),
+        # Codes of the n best positions: the only thing here that grows with the images.
+        best=best_tokens(batch.tokens, importance, settings.keep).to(torch.int32),
+        labels=batch.concept,
+    )
+
+
+def _write(folder: Path, settings: ConceptsSettings, loaded: Loaded, shards: Iterable[Pooled]) -> None:
     k, c = loaded.store.manifest.k, len(loaded.concepts)
     pool: PoolCounts | None = None
     maps: ConceptMaps | None = None
     best: list[Tensor] = []
     labels: list[Tensor] = []
-    shards = scored_shards(study, loaded.store, EXPLAINED)
-    for batch, scored in progress.track(shards, "concepts: shards pooled", len(loaded.store.shards)):
-        if not len(batch):
-            continue
-        importance = scored.importance[method]
-        counts = count_image_tokens(
-            batch.tokens, importance, batch.concept, k=k, concepts=c, positions=settings.positions
-        )
-        summed = sum_maps(activation_map(importance, signed=True), batch.concept, c)
-        pool = counts if pool is None else pool + counts
-        maps = summed if maps is None else maps + summed
-        # 16-bit codes of the n best positions: the only thing here that grows with the images.
-        best.append(best_tokens(batch.tokens, importance, settings.keep).to(torch.int32))
-        labels.append(batch.concept)
+    for one in shards:
+        pool = one.counts if pool is None else pool + one.counts
+        maps = one.maps if maps is None else maps + one.maps
+        best.append(one.best)
+        labels.append(one.labels)
     if pool is None or maps is None:
         raise ConfigError("no training or validation images were scored; make more tokens with --per-concept")
     check_images(pool, loaded.concepts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from vqcortex.adapters import load_model
 from vqcortex.adapters.protocol import Adapter
+from vqcortex.engine.carried import Carried
+from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import StudyError
 from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained
 from vqcortex.files import replacing
@@ -43,21 +46,54 @@ class Loaded:
         return self.store.manifest.concepts
 
 
-def open_tokens(study: Study, device: str) -> tuple[TokenStore, Adapter]:
-    """The store of a study and the model that its manifest names."""
+def open_tokens(study: Study, device: str, verify: bool = True) -> tuple[TokenStore, Adapter]:
+    """The store of a study and the model that its manifest names.
+
+    Args:
+        study: With its tokens made.
+        device: Where the model's tensors live.
+        verify: Check every byte of the store, as `open_store` does.
+    """
     study.record("tokens")
-    store = open_store(study.path("tokens"))
+    store = open_store(study.path("tokens"), verify=verify)
     model = load_model(store.manifest.model, device)
     return open_store(study.path("tokens"), model_identity=model.identity, verify=False), model
 
 
-def load_all(study: Study, device: str) -> Loaded:
-    """Store, model and trained extractor of a study."""
-    store, model = open_tokens(study, device)
+def load_all(study: Study, device: str, verify: bool = True) -> Loaded:
+    """Store, model and trained extractor of a study; arguments as in `open_tokens`."""
+    store, model = open_tokens(study, device, verify)
     study.record("train")
     trained = load_trained(study.path("train"), model_identity=model.identity)
     trained.module.to(device)
     return Loaded(store, model, trained)
+
+
+def carry(study: Study, device: str, loaded: Loaded) -> Carried[Loaded]:
+    """What was loaded of a study, for work that may be done in another process."""
+    return Carried(loaded, load_at, study.folder.absolute(), device, *map(study.fingerprint, ("tokens", "train")))
+
+
+def load_at(folder: Path, device: str, tokens: str, train: str) -> Loaded:
+    """What `load_all` loads, where work is done; bytes were checked where it was given out.
+
+    Args:
+        folder: Of the study.
+        device: As in `open_tokens`.
+        tokens: Fingerprint of that stage where the work was given out.
+        train: Likewise.
+
+    Raises:
+        StudyError: The study was changed meanwhile, or is another one here.
+    """
+    study = Study(folder)
+    for stage, fingerprint in (("tokens", tokens), ("train", train)):
+        if study.fingerprint(stage) != fingerprint:
+            raise StudyError(
+                f"stage {stage!r} of study {str(folder)!r} is not the one that work was given out for; "
+                "let one process at a time write a study, and run the command again"
+            )
+    return load_all(study, device, verify=False)
 
 
 @final
@@ -118,16 +154,30 @@ def _maps(column: Any, grid: tuple[int, int]) -> Float[Tensor, "b h w"]:
 def scored_shards(study: Study, store: TokenStore, splits: tuple[str, ...]) -> Iterator[tuple[TokenBatch, Scored]]:
     """Token shards with their scores, one at a time, only the images of some splits."""
     study.record("score")
-    for number in range(len(store.shards)):
-        batch = store.read(number)
-        scored = read_scores(study.path("score") / score_name(number), store.manifest.grid)
-        if scored.image_ids != batch.image_ids:
-            raise StudyError(
-                f"{score_name(number)} holds scores of other images than token shard {number}; "
-                f"run 'vqcortex score --out {study.folder}' again"
-            )
-        rows = [row for row, split in enumerate(batch.split) if split in splits]
-        yield batch.take(rows), _take(scored, rows)
+    return (scored_shard(number, study.path("score"), store, splits) for number in range(len(store.shards)))
+
+
+def scored_shard(number: int, folder: Path, store: TokenStore, splits: tuple[str, ...]) -> tuple[TokenBatch, Scored]:
+    """One token shard with its scores, only the images of some splits, without pictures.
+
+    Args:
+        number: Of the shard, from 0.
+        folder: Of the scores.
+        store: The tokens.
+        splits: Of the images wanted.
+
+    Raises:
+        StudyError: The scores are torn, or those of other images.
+    """
+    batch = store.read(number, pictures=False)
+    scored = read_scores(folder / score_name(number), store.manifest.grid)
+    if scored.image_ids != batch.image_ids:
+        raise StudyError(
+            f"{score_name(number)} holds scores of other images than token shard {number}; "
+            f"run 'vqcortex score --out {folder.parent}' again"
+        )
+    rows = [row for row, split in enumerate(batch.split) if split in splits]
+    return batch.take(rows), _take(scored, rows)
 
 
 def _take(scored: Scored, rows: list[int]) -> Scored:
@@ -138,12 +188,17 @@ def _take(scored: Scored, rows: list[int]) -> Scored:
     )
 
 
-def code_counts(store: TokenStore, splits: tuple[str, ...]) -> Tensor:
+def code_counts(store: TokenStore, splits: tuple[str, ...], engine: Engine = SERIAL) -> Tensor:
     """How often each concept's images hold each code, (c, k), over the given splits."""
-    manifest = store.manifest
-    counts = torch.zeros(len(manifest.concepts), manifest.k, dtype=torch.int64)
-    for split in splits:
-        for batch in store.batches(4096, split=split, pictures=False):
-            flat = batch.concept[:, None, None] * manifest.k + batch.tokens
-            counts += flat.flatten().bincount(minlength=counts.numel()).view_as(counts)
+    counts = torch.zeros(len(store.manifest.concepts), store.manifest.k, dtype=torch.int64)
+    for cells, times in engine.map(partial(_codes_of_shard, store=store, splits=splits), range(len(store.shards))):
+        counts.view(-1)[cells] += times
     return counts
+
+
+def _codes_of_shard(number: int, *, store: TokenStore, splits: Collection[str]) -> tuple[Tensor, Tensor]:
+    """(concept * k + code, how often) of the codes that a shard's images of these splits hold."""
+    batch = store.read(number, pictures=False)
+    rows = torch.tensor([split in splits for split in batch.split])
+    flat = batch.concept[rows, None, None] * store.manifest.k + batch.tokens[rows]
+    return flat.unique(return_counts=True)

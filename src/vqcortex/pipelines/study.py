@@ -25,7 +25,9 @@ from vqcortex.results import Table, load_table
 
 FORMAT = 1
 RECORD, PARTIAL, LOG = "stage.json", "partial.json", "log"
-STAGES = ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate", "report")
+Continues = Callable[[Mapping[str, Any]], bool]
+# In order; judges only where none lie with the model.
+STAGES = ("tokens", "train", "score", "concepts", "traverse", "search", "judges", "evaluate", "report")
 
 
 @final
@@ -147,19 +149,28 @@ def stage_key(stage: str, settings: StudySettings, own: type, inputs: Mapping[st
     return {"stage": stage, "vqcortex": __version__, "settings": wanted, "inputs": dict(sorted(inputs.items()))}
 
 
-def run_stage(study: Study, key: Mapping[str, Any], work: Callable[[Path], None]) -> bool:
+def run_stage(
+    study: Study,
+    key: Mapping[str, Any],
+    work: Callable[[Path], None],
+    continues: Continues | None = None,
+) -> bool:
     """Do a stage's work unless it is whole; return whether anything was done.
 
     Args:
         study: The study.
         key: From `stage_key`.
-        work: Fills the stage's folder; may find whole files of an earlier, killed run with the same key in it.
+        work: Fills the stage's folder; may find whole files of an earlier, killed run with the same key in it, or of
+            a run that this one `continues`.
+        continues: Whether what was done under an earlier key is a beginning of this work; None: never.
     """
     stage = key["stage"]
     folder = study.path(stage)
     with study.locked():
         if study.is_whole(stage, key):
             return False
+        if continues is not None and (before := _begun(study, stage)) is not None and continues(before):
+            write_json(folder / PARTIAL, dict(key))
         _prepare(folder, key)
         work(folder)
         outputs = {str(path.relative_to(folder)): hash_of_file(path) for path in _written(folder)}
@@ -168,11 +179,22 @@ def run_stage(study: Study, key: Mapping[str, Any], work: Callable[[Path], None]
     return True
 
 
+def _begun(study: Study, stage: str) -> dict[str, Any] | None:
+    """Key of what lies in a stage's folder, if that is whole as far as it goes: finished, or at work when killed."""
+    folder = study.path(stage)
+    if (folder / RECORD).is_file():
+        key: dict[str, Any] = study.record(stage)["key"]
+        return key if study.is_whole(stage, key) else None
+    return _json_of(folder / PARTIAL)
+
+
 def _prepare(folder: Path, key: Mapping[str, Any]) -> None:
-    """Empty the folder, unless it holds part of the same work."""
+    """Empty the folder, unless it holds part of the same work: then only what a killed writer left half-done goes."""
     partial = folder / PARTIAL
-    if partial.is_file() and _is_json(partial, key):
+    if _json_of(partial) == key:
         (folder / RECORD).unlink(missing_ok=True)
+        for torn in folder.rglob(".*.part"):
+            torn.unlink(missing_ok=True)
         return
     if folder.exists():
         ours = not any(folder.iterdir()) or (folder / RECORD).exists() or partial.exists()
@@ -189,11 +211,13 @@ def _prepare(folder: Path, key: Mapping[str, Any]) -> None:
     write_json(partial, dict(key))
 
 
-def _is_json(path: Path, value: Mapping[str, Any]) -> bool:
+def _json_of(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None: there is none that can be read."""
     try:
-        return bool(json.loads(path.read_text()) == value)
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
-        return False
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _written(folder: Path) -> list[Path]:

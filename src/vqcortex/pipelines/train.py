@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vqcortex.adapters.protocol import Adapter
 from vqcortex.calibration import fit_temperature
+from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
 from vqcortex.extractors import EXTRACTORS
 from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained, settings_of
@@ -27,10 +29,16 @@ from vqcortex.pipelines.study import LOG, Study, run_stage, stage_key
 from vqcortex.tokens.grid import smallest_id_type
 from vqcortex.tokens.store import TokenStore
 
+LEARNED = ("train", "validation")
 
-def train(settings: TrainSettings, *, progress: Progress = QUIET) -> TrainedExtractor:
+
+def train(settings: TrainSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> TrainedExtractor:
     """Train on a study's training images, choose the epoch and the temperature on validation, report on test.
 
+    Args:
+        settings: What to train, and how.
+        progress: Told how far it is.
+        engine: Where shards are read; the network is trained in this process, or on several devices beside it.
     Returns:
         The extractor, with its held-out figures in `metrics`.
     Raises:
@@ -43,12 +51,14 @@ def train(settings: TrainSettings, *, progress: Progress = QUIET) -> TrainedExtr
     _ = EXTRACTORS[settings.extractor]  # an unknown name is told before the store is read
     store, model = open_tokens(study, settings.device)
     key = stage_key("train", settings, TrainSettings, {"tokens": study.fingerprint("tokens")})
-    run_stage(study, key, lambda folder: _train(folder, settings, store, model, progress))
+    run_stage(study, key, lambda folder: _train(folder, settings, store, model, progress, engine))
     return load_trained(study.path("train"), model_identity=model.identity)
 
 
-def _train(folder: Path, settings: TrainSettings, store: TokenStore, model: Adapter, progress: Progress) -> None:
-    data, codebook, concepts = read_data(store), model.codebook.detach(), store.manifest.concepts
+def _train(
+    folder: Path, settings: TrainSettings, store: TokenStore, model: Adapter, progress: Progress, engine: Engine
+) -> None:
+    data, codebook, concepts = read_data(store, engine), model.codebook.detach(), store.manifest.concepts
     check_concepts(data, concepts)
     overrides = {name: value for name in ("width", "depth") if (value := getattr(settings, name))}
     module = build_extractor(
@@ -99,25 +109,27 @@ def save(
     write_json(folder / "history.json", {"epochs": [asdict(one) for one in report.epochs]})
 
 
-def read_data(store: TokenStore) -> TrainData:
+def read_data(store: TokenStore, engine: Engine = SERIAL) -> TrainData:
     """Training and validation images of a store as small integers: two bytes per token, never floats."""
-    return TrainData(
-        **dict(zip(("tokens", "labels"), _split(store, "train"), strict=True)),
-        **dict(zip(("validation_tokens", "validation_labels"), _split(store, "validation"), strict=True)),
-    )
-
-
-def _split(store: TokenStore, split: str) -> tuple[Tensor, Tensor]:
-    small = smallest_id_type(store.manifest.k)
+    shards = list(engine.map(partial(_small_shard, store=store, splits=LEARNED), range(len(store.shards))))
     tokens, labels = [], []
-    for grids, concept in pairs(store, split):
-        tokens.append(torch.from_numpy(grids.numpy().astype(small)))
-        labels.append(concept)
-    if not tokens:
-        raise ConfigError(
-            f"the store at {str(store.folder)!r} has no {split} images; make tokens again with a larger --per-concept"
-        )
-    return torch.cat(tokens), torch.cat(labels)
+    for place, split in enumerate(LEARNED):
+        if not sum(len(shard[place][1]) for shard in shards):
+            raise ConfigError(
+                f"the store at {str(store.folder)!r} has no {split} images; "
+                "make tokens again with a larger --per-concept"
+            )
+        tokens.append(torch.cat([shard[place][0] for shard in shards]))
+        labels.append(torch.cat([shard[place][1] for shard in shards]))
+    return TrainData(tokens=tokens[0], labels=labels[0], validation_tokens=tokens[1], validation_labels=labels[1])
+
+
+def _small_shard(number: int, *, store: TokenStore, splits: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """Tokens and labels of a shard's images, split by split."""
+    batch = store.read(number, pictures=False)
+    small = torch.from_numpy(batch.tokens.numpy().astype(smallest_id_type(store.manifest.k)))
+    rows = [[row for row, one in enumerate(batch.split) if one == split] for split in splits]
+    return [(small[one], batch.concept[one]) for one in rows]
 
 
 def pairs(store: TokenStore, split: str) -> Iterator[tuple[Tensor, Tensor]]:

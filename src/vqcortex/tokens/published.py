@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -90,9 +91,7 @@ def published_concepts(folder: Path | str) -> tuple[str, ...]:
         DataError: The folder holds no split.
     """
     folder = Path(folder)
-    present = published_splits(folder)
-    if not present:
-        raise _no_split(folder, "train")
+    present = _present(folder)
     labels = {row.label for split in present for row in _rows(folder, split)}
     return tuple(sorted(labels, key=int if all(map(_is_whole, labels)) else str))
 
@@ -101,6 +100,23 @@ def published_splits(folder: Path | str) -> list[str]:
     """Splits that are there, in the order train, validation, test."""
     folder = Path(folder)
     return [split for split in FOLDERS if _listing(folder, split).is_file() or _arrays(folder, split).is_dir()]
+
+
+def published_files(folder: Path | str) -> Iterator[Path]:
+    """Every file that `read_published` looks at when it has a codebook: the CSVs, and the .npy files of their rows.
+
+    Raises:
+        DataError: The folder holds no split, a CSV cannot be read, or a row of it names a file elsewhere.
+    """
+    folder = Path(folder)
+    for split in _present(folder):
+        if _listing(folder, split).is_file():
+            yield _listing(folder, split)
+        for row in _rows(folder, split):
+            with _reading(row):
+                path = _array(folder, split, row)
+            if path.is_file():
+                yield path
 
 
 @final
@@ -115,10 +131,8 @@ class _Reader:
 
     def read(self, row: _Row) -> tuple[str, int, Tensor]:
         """Image id, concept and grid of one row."""
-        try:
+        with _reading(row):
             return f"{self.split}/{Path(row.name).stem}", self.concept(row.label), self.tokens(row)
-        except VqCortexError as error:
-            raise error.within(file=row.file, row=row.number, name=repr(row.name)) from error
 
     def concept(self, label: str) -> int:
         if label not in self.number_of:
@@ -128,7 +142,7 @@ class _Reader:
         return self.number_of[label]
 
     def tokens(self, row: _Row) -> Int[Tensor, "h w"]:
-        path = _arrays(self.folder, self.split) / _plain(row.name)
+        path = _array(self.folder, self.split, row)
         has_array = self.codebook is not None and path.is_file()
         if not row.ids and not has_array:
             cure = f"{str(path)!r} must exist" if self.codebook is not None else "pass the model's codebook"
@@ -141,6 +155,15 @@ class _Reader:
         tokens = _nearest(embedded, self.codebook) if tokens is None else tokens
         _check_same(tokens, embedded, self.codebook, path)
         return tokens
+
+
+@contextmanager
+def _reading(row: _Row) -> Iterator[None]:
+    """Whatever is wrong inside is said to be wrong with this row."""
+    try:
+        yield
+    except VqCortexError as error:
+        raise error.within(file=row.file, row=row.number, name=repr(row.name)) from error
 
 
 def _batches(reader: _Reader, rows: Iterator[_Row], size: int) -> Iterator[TokenBatch]:
@@ -163,6 +186,17 @@ def _listing(folder: Path, split: str) -> Path:
 
 def _arrays(folder: Path, split: str) -> Path:
     return folder / FOLDERS[split]
+
+
+def _array(folder: Path, split: str, row: _Row) -> Path:
+    return _arrays(folder, split) / _plain(row.name)
+
+
+def _present(folder: Path) -> list[str]:
+    """Splits that are there, at least one."""
+    if present := published_splits(folder):
+        return present
+    raise _no_split(folder, "train")
 
 
 def _rows(folder: Path, split: str) -> Iterator[_Row]:

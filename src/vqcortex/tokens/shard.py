@@ -22,10 +22,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vqcortex.errors import ConfigError, ShapeError, StoreError, TokenError
+from vqcortex.splits import SPLITS as SPLITS
 from vqcortex.tokens.grid import check_tokens, smallest_id_type
 from vqcortex.tokens.manifest import Manifest, Shard
 
-SPLITS = ("train", "validation", "test")
 COLUMNS = ("image_id", "concept", "split", "tokens")
 ROW_GROUP = 4096  # a dictionary is written once per row group: 8 bytes per image for 16,384 codes
 WRITE_BATCH = 64  # images between looks at the page size, so that a page of pictures stays near 1 MB

@@ -44,16 +44,17 @@ from vqcortex.tokens.shard import TokenBatch as TokenBatch
 ROWS_AT_ONCE = 1024  # images held while streaming: 2 MB of int64 tokens on a 16x16 grid
 
 
-def create_store(folder: Path | str, manifest: Manifest, resume: bool = True) -> TokenStore:
+def create_store(folder: Path | str, manifest: Manifest, resume: bool = True, grow: bool = False) -> TokenStore:
     """Start a store, or go on with one that has the same header.
 
     Going on keeps the shards up to the first one that is missing or altered; whatever a kill left behind is
-    removed. To add to a finished store under other settings, `open_store` it and append.
+    removed. To add to a finished store under other settings, `grow` it, or `open_store` it and append.
 
     Args:
         folder: Made when absent.
         manifest: The header; its shards are ignored.
         resume: False: an existing store is an error.
+        grow: True: a store whose header differs in `origin` alone is gone on with, and takes the new `origin`.
 
     Raises:
         ConfigError: A field of the header is out of range.
@@ -62,13 +63,22 @@ def create_store(folder: Path | str, manifest: Manifest, resume: bool = True) ->
     """
     folder, header = Path(folder), replace(manifest, shards=()).checked()
     if (folder / FILE).exists():
-        return _go_on(folder, header, resume)
+        return _go_on(folder, header, resume, grow)
     if stray := sorted(folder.glob("tokens-*.parquet")):
         raise StoreError(
             f"{str(folder)!r} holds {stray[0].name!r} but no {FILE}; restore it, or choose an empty folder"
         )
     write_manifest(folder, header)
     return TokenStore(folder, header)
+
+
+def can_grow(folder: Path | str, manifest: Manifest) -> bool:
+    """Whether a store lies in `folder` that `create_store` would let grow under this header."""
+    try:
+        found = read_manifest(Path(folder))
+    except StoreError:
+        return False
+    return _with_origin(found, manifest).difference(manifest.checked()) is None
 
 
 def open_store(folder: Path | str, model_identity: str | None = None, verify: bool = True) -> TokenStore:
@@ -116,6 +126,10 @@ class TokenStore:
         # Sorted, 8 bytes per image: the one thing that grows with a store, and only where ids are compared.
         self._hashes: np.ndarray | None = None
 
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path, Manifest]]:
+        """Pickled without its table of hashes, and read where its folder is."""
+        return TokenStore, (self.folder.absolute(), self.manifest)
+
     @property
     def shards(self) -> tuple[Shard, ...]:
         """Whole shards, in order."""
@@ -149,8 +163,12 @@ class TokenStore:
         self.manifest = longer
         return shard
 
-    def read(self, shard_number: int) -> TokenBatch:
+    def read(self, shard_number: int, pictures: bool = True) -> TokenBatch:
         """A whole shard, counted from 0.
+
+        Args:
+            shard_number: Which one.
+            pictures: False: `images` stays None and pictures are not read.
 
         Raises:
             StoreError: There is no such shard, or it is damaged.
@@ -160,7 +178,8 @@ class TokenStore:
             has = f"0 to {len(self.shards) - 1}" if self.shards else "none"
             raise StoreError(f"shard {shard_number} of {str(self.folder)!r} does not exist; its shards: {has}")
         shard = self.shards[shard_number]
-        return joined([batch_of(rows, self.manifest, shard.name) for rows in self._rows(shard, self._columns())])
+        pieces = self._rows(shard, self._columns(pictures))
+        return joined([batch_of(rows, self.manifest, shard.name) for rows in pieces])
 
     def batches(
         self, size: int, split: str | None = None, concept: int | None = None, pictures: bool = True
@@ -296,23 +315,28 @@ class TokenStore:
             raise ConfigError(f"concept={concept} is not in this store; its concepts are numbered 0 to {last}")
 
 
-def _go_on(folder: Path, header: Manifest, resume: bool) -> TokenStore:
+def _go_on(folder: Path, header: Manifest, resume: bool, grow: bool) -> TokenStore:
     found = read_manifest(folder)
     if not resume:
         raise StoreError(
             f"{str(folder)!r} already holds a store of {found.rows} images; resume it, or choose another one"
         )
-    if difference := found.difference(header):
+    told = _with_origin(found, header) if grow else found
+    if difference := told.difference(header):
         raise StoreError(
             f"{str(folder)!r} holds a store with other settings: {difference}; "
             "use those settings, choose another folder, or remove this one"
         )
     torn = (number for number, shard in enumerate(found.shards) if _damage(folder, shard))
-    kept = replace(found, shards=found.shards[: next(torn, len(found.shards))])
+    kept = replace(told, shards=found.shards[: next(torn, len(found.shards))])
     if kept != found:
         write_manifest(folder, kept)
     _sweep(folder, keep={shard.name for shard in kept.shards})
     return TokenStore(folder, kept)
+
+
+def _with_origin(manifest: Manifest, other: Manifest) -> Manifest:
+    return replace(manifest, origin=other.checked().origin)
 
 
 def _sweep(folder: Path, keep: set[str]) -> None:

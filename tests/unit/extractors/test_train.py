@@ -1,7 +1,9 @@
 """The training loop: what it optimises, what it keeps, how it goes on, how it stops."""
 
+import json
+import pickle
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from vqcortex.extractors.train import (
     LOOK_EVERY,
     Callbacks,
     TrainData,
+    TrainReport,
     TrainSettings,
     listen,
     minibatches,
@@ -346,32 +349,57 @@ def test_two_processes_share_every_minibatch(tmp_path, capfd):
 
 
 class Heard:
-    """A queue that holds what another process said."""
+    """The end of a pipe through which another process said something and then ended."""
 
     def __init__(self, *words):
-        self.words = [*words, None]
+        self.words = [word if isinstance(word, bytes) else json.dumps(word).encode() for word in words]
 
-    def get(self):
+    def recv_bytes(self):
+        if not self.words:
+            raise EOFError
         return self.words.pop(0)
 
 
 def test_what_another_process_reports_is_passed_on(finished):
     epochs, steps, heard = [], [], []
-    report = finished[1].epochs[0]
+    report = finished[1]
     callbacks = Callbacks(epochs.append, lambda *one: steps.append(one))
-    listen(Heard((1, 1, 5), report, b"outcome"), callbacks, heard)
-    assert (epochs, steps, heard) == ([report], [(1, 1, 5)], [b"outcome"])
+    listen(Heard(["step", [1, 1, 5]], ["epoch", asdict(report.epochs[0])], ["end", asdict(report)]), callbacks, heard)
+    assert (epochs, steps, heard) == ([report.epochs[0]], [(1, 1, 5)], [report])
 
 
-def test_a_callback_that_raises_does_not_leave_the_other_process_waiting():
+def test_a_callback_that_raises_does_not_leave_the_other_process_waiting(finished):
     calls, heard = [], []
 
     def breaks(*step):
         calls.append(step)
         raise Killed("by the test")
 
-    queue = Heard((1, 1, 5), (1, 2, 5), b"outcome")
-    listen(queue, Callbacks(None, breaks), heard)
+    pipe = Heard(["step", [1, 1, 5]], ["step", [1, 2, 5]], ["end", asdict(finished[1])])
+    listen(pipe, Callbacks(None, breaks), heard)
     assert calls == [(1, 1, 5)]
-    assert [type(one) for one in heard] == [Killed, bytes]
-    assert queue.words == []
+    assert [type(one) for one in heard] == [Killed, TrainReport]
+    assert pipe.words == []
+
+
+def test_an_error_of_another_process_is_the_same_error_here():
+    heard = []
+    listen(Heard(["error", ["ModelError", "the loss became nan"]]), Callbacks(None, None), heard)
+    assert [(type(one), str(one)) for one in heard] == [(ModelError, "the loss became nan")]
+
+
+def test_what_another_process_sends_is_never_unpickled():
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("unpickled",)
+
+    heard = []
+    listen(Heard(pickle.dumps(Trap()), ["step", [1, 1, 5]]), Callbacks(None, None), heard)
+    assert [type(one) for one in heard] == [UnicodeDecodeError]
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_two_processes_comes_back_as_itself(tmp_path):
+    settings = replace(QUICK, epochs=1, devices=2, rate=1e30)
+    with pytest.raises(ModelError, match="became nan"):
+        train_extractor(fresh(), DATA, settings, TOY.codebook)

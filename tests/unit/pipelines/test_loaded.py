@@ -1,10 +1,21 @@
 """What stages share."""
 
+import pickle
+
 import pytest
 import torch
 
 from vqcortex.errors import StudyError
-from vqcortex.pipelines.loaded import Scored, code_counts, read_scores, scored_shards, write_scores
+from vqcortex.pipelines.loaded import (
+    Scored,
+    carry,
+    code_counts,
+    load_all,
+    load_at,
+    read_scores,
+    scored_shards,
+    write_scores,
+)
 from vqcortex.tokens.store import open_store
 
 
@@ -38,3 +49,16 @@ def test_only_the_wanted_splits_come_with_their_scores(toy_study):
     store = open_store(toy_study.path("tokens"))
     seen = [name for batch, _ in scored_shards(toy_study, store, ("test",)) for name in batch.split]
     assert seen == ["test"] * 48
+
+
+def test_a_study_is_carried_by_its_folder_and_what_it_holds(toy_study):
+    loaded = load_all(toy_study, "cpu")
+    there = pickle.loads(pickle.dumps(carry(toy_study, "cpu", loaded))).value
+    assert there.store.manifest == loaded.store.manifest
+    assert there.model.identity == loaded.model.identity
+    assert there.trained.identity == loaded.trained.identity
+
+
+def test_work_for_another_state_of_a_study_is_refused(toy_study):
+    with pytest.raises(StudyError, match=r"stage 'tokens' of study .* is not the one that work was given out for"):
+        load_at(toy_study.folder, "cpu", "other", toy_study.fingerprint("train"))

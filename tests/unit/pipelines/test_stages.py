@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vqcortex.errors import ConfigError
+from vqcortex.errors import ConfigError, ModelError
 from vqcortex.judges import load_judges
 from vqcortex.pipelines.concepts import concept_lists, load_maps
-from vqcortex.pipelines.evaluate import OrderedJudge
+from vqcortex.pipelines.evaluate import OrderedJudge, counts_at, digest, images_to_judge, judges_at
 from vqcortex.pipelines.exhibit import gather
-from vqcortex.pipelines.loaded import load_all
+from vqcortex.pipelines.loaded import EXPLAINED, code_counts, load_all
 from vqcortex.pipelines.models import list_models, list_registries
 from vqcortex.pipelines.search import load_found, read_pairs, read_region
 from vqcortex.pipelines.settings import ScoreSettings
@@ -92,6 +92,32 @@ def test_a_judge_speaks_in_the_order_of_the_study():
     torch.testing.assert_close(turned, judge(pixels)[:, [4, 1]].log_softmax(1))
     with pytest.raises(ConfigError, match="does not know 'dog'"):
         OrderedJudge(judge, ("red", "dog"))
+
+
+def test_other_weights_are_other_judges():
+    one, other = load_judges("toy"), load_judges("toy")
+    assert digest(one) == digest(other)
+    other[0].network.colours[0, 0] += 1
+    assert digest(one) != digest(other)
+    assert [judge.name for judge in judges_at("toy", "cpu", ("red", "blue"), digest(one))] == ["soft", "hard"]
+    with pytest.raises(ModelError, match="judges at 'toy' are not the ones that work was given out for"):
+        judges_at("toy", "cpu", ("red", "blue"), digest(other))
+
+
+def test_as_many_images_of_each_concept_are_judged(toy_study):
+    loaded = load_all(toy_study, "cpu")
+    images = images_to_judge(toy_study, loaded, 24)
+    assert images.batch.concept.bincount().tolist() == [3] * 8
+    assert set(images.batch.split) == {"test"}
+    assert {len(maps) for maps in images.importance.values()} == {24}
+    parts = images.parts(10)
+    assert [len(part.batch) for part in parts] == [10, 10, 4]
+    assert sum((part.batch.image_ids for part in parts), ()) == images.batch.image_ids
+
+
+def test_counts_can_be_made_where_they_are_needed(toy_study):
+    counts = counts_at(toy_study.folder, toy_study.fingerprint("tokens"))
+    assert torch.equal(counts, code_counts(load_all(toy_study, "cpu").store, EXPLAINED))
 
 
 def test_the_exhibit_holds_everything_the_page_shows(toy_study):

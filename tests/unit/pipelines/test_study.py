@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vqcortex.errors import StudyError
-from vqcortex.files import write_bytes
+from vqcortex.files import write_bytes, write_json
 from vqcortex.pipelines.settings import ScoreSettings
 from vqcortex.pipelines.study import Study, command_of, run_stage, stage_key
 
@@ -71,6 +71,59 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(study, tmp_path):
     other = Study(tmp_path / "other")
     run_stage(other, key(), whole)
     assert (study.path("score") / "stage.json").read_bytes() == (other.path("score") / "stage.json").read_bytes()
+
+
+def half(folder):
+    write_bytes(folder / "first", b"1")
+    raise KeyboardInterrupt
+
+
+def finish(folder):
+    assert (folder / "first").read_bytes() == b"1"
+    write_bytes(folder / "second", b"2")
+
+
+def test_a_finished_stage_can_be_a_beginning(study):
+    run_stage(study, key(draws=2), lambda folder: write_bytes(folder / "first", b"1"))
+    assert run_stage(study, key(draws=3), finish, lambda before: before == key(draws=2))
+    assert set(study.record("score")["outputs"]) == {"first", "second"}
+
+
+def test_what_a_kill_left_can_be_a_beginning_too(study):
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(study, key(draws=2), half)
+    assert run_stage(study, key(draws=3), finish, lambda before: before == key(draws=2))
+
+
+def test_a_stage_killed_between_its_two_records_goes_on(study):
+    run_stage(study, key(draws=2), lambda folder: write_bytes(folder / "first", b"1"))
+    write_json(study.path("score") / "partial.json", key(draws=3))
+    assert not run_stage(study, key(draws=2), refuse)
+    assert run_stage(study, key(draws=3), finish, lambda before: before == key(draws=2))
+    assert not (study.path("score") / "partial.json").exists()
+
+
+def test_what_was_altered_is_no_beginning(study):
+    run_stage(study, key(draws=2), lambda folder: write_bytes(folder / "first", b"1"))
+    (study.path("score") / "first").write_text("altered")
+    assert run_stage(study, key(draws=3), lambda folder: write_bytes(folder / "first", b"2"), lambda before: True)
+    assert not (study.path("score") / "second").exists()
+
+
+def test_what_a_killed_writer_left_half_done_is_removed(study):
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(study, key(draws=2), half)
+    (study.path("score") / ".first.x1y2.part").write_text("torn")
+    assert run_stage(study, key(draws=2), finish)
+    assert sorted(path.name for path in study.path("score").iterdir()) == ["first", "second", "stage.json"]
+
+
+def test_a_torn_partial_record_is_no_beginning(study):
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(study, key(draws=2), half)
+    (study.path("score") / "partial.json").write_text('{"stage"')
+    assert run_stage(study, key(draws=3), write("x"), lambda before: pytest.fail("asked"))
+    assert not (study.path("score") / "first").exists()
 
 
 def test_an_unfinished_stage_says_what_to_run(study):

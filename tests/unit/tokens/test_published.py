@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vqcortex.errors import ConfigError, DataError, TokenError
-from vqcortex.tokens.published import published_concepts, read_published
+from vqcortex.tokens.published import published_concepts, published_files, read_published
 
 GRID, K, D = (2, 3), 16, 4
 CODES = torch.randn(K, D, generator=torch.Generator().manual_seed(0))
@@ -209,3 +209,24 @@ def test_a_missing_split_and_a_missing_label_say_what_is_wanted(tmp_path):
     save_codes(tmp_path / "val/unlabelled.npy", tokens_of(0))
     with pytest.raises(DataError, match=r"unlabelled.npy' has no label; .* SUBFOLDER_IMAGE.npy"):
         read(tmp_path, "val", codebook=CODES)
+
+
+def test_the_files_of_an_import_are_its_csvs_and_the_arrays_of_their_rows(tmp_path):
+    publish(tmp_path, rows=2)
+    publish(tmp_path, rows=2, split="test", arrays=False)
+    save_codes(tmp_path / "train" / "unlisted_9.npy", tokens_of(9))
+    found = [path.relative_to(tmp_path).as_posix() for path in published_files(tmp_path)]
+    assert found == ["train_embeddings.csv", "train/n0_0.npy", "train/n0_1.npy", "test_embeddings.csv"]
+
+
+def test_without_a_csv_every_array_is_a_file_of_the_import(tmp_path):
+    save_codes(tmp_path / "train" / "7_1.npy", tokens_of(1))
+    assert [path.name for path in published_files(tmp_path)] == ["7_1.npy"]
+
+
+def test_files_that_cannot_be_listed_say_why(tmp_path):
+    with pytest.raises(DataError, match=r"holds neither 'train_embeddings\.csv' nor a folder 'train'"):
+        list(published_files(tmp_path))
+    rows_in(tmp_path, '../secret.npy,7,"[1, 2, 3, 4, 5, 6]"')
+    with pytest.raises(DataError, match=r"leads out of its folder; .*\n.*row=2"):
+        list(published_files(tmp_path))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import vqcortex.tokens.store as store_module
 from vqcortex.errors import ConfigError, ShapeError, StoreError, StudyError, TokenError
-from vqcortex.tokens.store import SPLITS, Manifest, TokenBatch, create_store, open_store
+from vqcortex.tokens.store import SPLITS, Manifest, TokenBatch, can_grow, create_store, open_store
 
 HEADER = Manifest(model="toy", identity="ab" * 32, k=256, d=3, grid=(7, 7), concepts=("cat", "dog"), seed=0)
 
@@ -372,3 +373,52 @@ def test_reading_memory_does_not_grow_with_the_store(tmp_path):
 def test_memory_of_ids_is_eight_bytes_per_image(tmp_path):
     store = filled(tmp_path, shards=3)
     assert store._hashes.nbytes == 8 * len(store)
+
+
+MORE = replace(HEADER, origin={"way": "generate", "per_concept": 20})
+
+
+def test_a_store_can_grow_under_another_origin_and_says_so(tmp_path):
+    filled(tmp_path, shards=2)
+    assert can_grow(tmp_path, MORE)
+    store = create_store(tmp_path, MORE, grow=True)
+    store.append(batch(12))
+    again = open_store(tmp_path)
+    assert (len(again), again.manifest.origin) == (18, MORE.origin)
+    assert [one.name for one in again.shards] == [f"tokens-0000{number}.parquet" for number in range(3)]
+
+
+def test_another_origin_is_another_store_unless_it_may_grow(tmp_path):
+    filled(tmp_path, shards=1)
+    with pytest.raises(StoreError, match="holds a store with other settings: origin"):
+        create_store(tmp_path, MORE)
+
+
+def test_a_store_does_not_grow_under_another_seed(tmp_path):
+    filled(tmp_path, shards=1)
+    other = replace(MORE, seed=1)
+    assert not can_grow(tmp_path, other)
+    with pytest.raises(StoreError, match="holds a store with other settings: seed is 0 there and 1 here"):
+        create_store(tmp_path, other, grow=True)
+
+
+def test_where_no_store_is_none_can_grow(tmp_path):
+    assert not can_grow(tmp_path, HEADER)
+    (tmp_path / "manifest.json").write_text("{")
+    assert not can_grow(tmp_path, HEADER)
+
+
+def test_a_pickled_store_reads_the_same_and_leaves_its_hashes_behind(tmp_path):
+    store = filled(tmp_path)
+    store.check_ids()
+    sent = pickle.dumps(store)
+    assert len(sent) < 2000 + len(pickle.dumps(store.manifest))
+    assert same(pickle.loads(sent).read(1), store.read(1))
+
+
+def test_a_shard_can_be_read_without_its_pictures(tmp_path):
+    header = replace(HEADER, pictures=True)
+    create_store(tmp_path, header).append(batch(header=header, images=(b"x",) * 6))
+    store = open_store(tmp_path)
+    assert store.read(0).images == (b"x",) * 6
+    assert store.read(0, pictures=False).images is None
