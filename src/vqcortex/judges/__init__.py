@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import vqcortex
 from vqcortex.errors import ModelError
+from vqcortex.judges.quality import WEAK, Quality
 from vqcortex.registry import Registry
 from vqcortex.weights import load_weights
 
@@ -33,10 +34,21 @@ class CalibratedJudge:
         concepts: What its outputs stand for, in order.
         temperature: Divides the logits, > 0, fitted on held-out real images.
         network: Images in [0, 1] to logits.
+        quality: What it was measured to do on test images; None: its files do not say, the model's card may. A judge
+            that is hardly better than chance carries that in its name, and so into everything that its figures enter.
     """
 
-    def __init__(self, *, name: str, concepts: tuple[str, ...], temperature: float, network: nn.Module) -> None:
-        self.name, self.concepts, self.temperature = name, concepts, temperature
+    def __init__(
+        self,
+        *,
+        name: str,
+        concepts: tuple[str, ...],
+        temperature: float,
+        network: nn.Module,
+        quality: Quality | None = None,
+    ) -> None:
+        self.name = name + WEAK if quality is not None and quality.is_weak else name
+        self.concepts, self.temperature, self.quality = concepts, temperature, quality
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -50,6 +62,11 @@ class CalibratedJudge:
         return self
 
 
+def has_judges(name: str) -> bool:
+    """Whether `load_judges` finds any under this name."""
+    return name.partition(":")[0] == "toy" or listing(name).is_file()
+
+
 def load_judges(name: str, device: str = "cpu") -> tuple[CalibratedJudge, ...]:
     """Open the judges that lie with a model.
 
@@ -59,20 +76,34 @@ def load_judges(name: str, device: str = "cpu") -> tuple[CalibratedJudge, ...]:
     Raises:
         ModelError: There are none, or their files are altered.
     """
-    family, _, which = name.partition(":")
-    if family == "toy":
+    if name.partition(":")[0] == "toy":
         from vqcortex.judges.toy import toy_judges
 
         return tuple(judge.to(device) for judge in toy_judges())
-    folder = Path(vqcortex.__file__).parent / "zoo" / which if family == "zoo" else Path(name)
-    listed = folder / "judges.json"
+    listed = listing(name)
     if not listed.is_file():
         raise ModelError(f"no judges lie with {name!r}: {str(listed)!r} does not exist; name a folder with --judges")
-    about = json.loads(listed.read_text())
-    return tuple(_open(folder, tuple(about["concepts"]), one).to(device) for one in about["judges"])
+    try:
+        about = json.loads(listed.read_text())
+        return tuple(_open(listed, tuple(about["concepts"]), one).to(device) for one in about["judges"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise ModelError(
+            f"{str(listed)!r} does not describe judges whose weights lie beside it ({type(error).__name__}: {why}); "
+            "restore both, or train judges again"
+        ) from error
 
 
-def _open(folder: Path, concepts: tuple[str, ...], one: dict[str, Any]) -> CalibratedJudge:
+def listing(name: str) -> Path:
+    """Where the judges.json of a model or a folder lies, or would lie."""
+    family, _, which = name.partition(":")
+    return (Path(vqcortex.__file__).parent / "zoo" / which if family == "zoo" else Path(name)) / "judges.json"
+
+
+def _open(listed: Path, concepts: tuple[str, ...], one: dict[str, Any]) -> CalibratedJudge:
     network = ARCHITECTURES[one["architecture"]](one["settings"])
-    network.load_state_dict(load_weights(folder / one["file"], one["sha256"]))
-    return CalibratedJudge(name=one["name"], concepts=concepts, temperature=one["temperature"], network=network)
+    network.load_state_dict(load_weights(listed.parent / one["file"], one["sha256"]))
+    quality = Quality.read(one["measured"], str(listed)) if "measured" in one else None
+    return CalibratedJudge(
+        name=one["name"], concepts=concepts, temperature=one["temperature"], network=network, quality=quality
+    )

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vqcortex.judges.resize import squared
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +21,13 @@ class CNNSettings:
         channels: Image channels it sees, 1 (grey: colours are averaged) or 3.
         concepts: Classes.
         width: Feature channels of the first stage; doubled at each of the two poolings.
+        side: Height and width in pixels that images are brought to first, at least 4; 0: they are seen as they are.
     """
 
     channels: int = 1
     concepts: int = 10
     width: int = 32
+    side: int = 0
 
 
 def stage(before: int, after: int) -> nn.Sequential:
@@ -58,7 +62,8 @@ class CNN(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
         """Logits of images in [0, 1]."""
-        x = pixels.mean(1, keepdim=True) if self.settings.channels == 1 else pixels
+        x = squared(pixels, self.settings.side) if self.settings.side else pixels
+        x = x.mean(1, keepdim=True) if self.settings.channels == 1 else x
         logits: Tensor = self.head(torch.flatten(self.features(x * 2 - 1).mean((2, 3)), 1))
         return logits
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vqcortex.judges.resize import squared
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,7 @@ class PatchSettings:
 
     Args:
         channels: Image channels it sees, 1 (grey: colours are averaged) or 3.
-        side: Image height and width in pixels.
+        side: Height and width in pixels that images are brought to first.
         patch: Patch height and width in pixels, a divisor of `side`.
         concepts: Classes.
         width: Channels of a patch.
@@ -66,7 +68,8 @@ class PatchAttention(nn.Module):
 
     def seen(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
         """Logits of the images as they are."""
-        x = pixels.mean(1, keepdim=True) if self.settings.channels == 1 else pixels
+        x = squared(pixels, self.settings.side)
+        x = x.mean(1, keepdim=True) if self.settings.channels == 1 else x
         x = self.lift(self.patches(x * 2 - 1).transpose(1, 2)) + self.position  # (b, patches, m)
         for block in self.blocks:
             x = block(x)
