@@ -119,6 +119,8 @@ class Exhibit:
             two_scale, clusters, traversal_cells, traversal_error, search_stability; any may be absent.
         stages: Per stage: stage, command, settings (mapping), versions (mapping).
         notes: Sentences the reader must see, such as where the default lost.
+        judges: Facts in order, name to text: what they learned from, how good each is; empty where their files do not
+            say.
     """
 
     title: str
@@ -131,3 +133,4 @@ class Exhibit:
     tables: Mapping[str, Table]
     stages: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = field(default=())
+    judges: Mapping[str, str] = field(default_factory=dict)

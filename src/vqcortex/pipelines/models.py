@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Any
 
-from vqcortex.adapters import load_model
+from vqcortex.adapters import families, load_model
 from vqcortex.adapters.protocol import Generator
 from vqcortex.adapters.zoo import zoo_names
 from vqcortex.registry import Registry
@@ -20,6 +22,40 @@ def list_models() -> list[tuple[str, ...]]:
         generates = "yes" if isinstance(model, Generator) else "no"
         rows.append((name, str(codes), str(width), grid, size, str(len(model.concepts)), generates))
     return rows
+
+
+def list_families() -> list[tuple[str, ...]]:
+    """One row per family of foreign models: name, what it opens, can do, how many grids, parity with official code."""
+    measured = parity()
+    return [
+        (
+            one.name,
+            one.title,
+            one.formats,
+            ", ".join(one.abilities),
+            one.levels,
+            *_parity_words(measured.get(one.name, [])),
+        )
+        for one in families()
+        if one.formats
+    ]
+
+
+def parity() -> dict[str, list[dict[str, Any]]]:
+    """What comparing every family with its official code gave, by family; columns: tests/parity/golden.py."""
+    rows = json.loads((files("vqcortex.adapters") / "parity.json").read_text())
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["family"], []).append(row)
+    return found
+
+
+def _parity_words(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """Tokens that are equal, and the largest difference of a pixel, over a family's models."""
+    compared = sum(row["tokens"] for row in rows)
+    pixels = [row["pixels"] for row in rows if row["pixels"] is not None]
+    equal = f"{sum(row['tokens_equal'] for row in rows)} of {compared}" if compared else "-"
+    return equal, f"{max(pixels):.0e}" if pixels else "-"
 
 
 def list_registries() -> list[tuple[str, str]]:

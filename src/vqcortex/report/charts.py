@@ -317,6 +317,134 @@ def line_chart(
     return LineChart(title=title, box=box, x=x, y=y, x_label=x_label, lines=lines)
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankChart:
+    """Shares by rank on two logarithmic axes, and the line they would form if all were alike.
+
+    Args:
+        title: Over the chart.
+        box: Size.
+        x: Rank; its values are powers of ten.
+        y: Share; likewise.
+        path: The curve.
+        dots: Some of its points, for tooltips.
+        uniform: The line of equal shares.
+        empty: From where to where ranks have no share, in pixels; None: every rank has one.
+        about: What the chart shows, in words.
+    """
+
+    title: str
+    box: Box
+    x: Axis
+    y: Axis
+    x_label: str
+    path: str
+    dots: tuple[Dot, ...]
+    uniform: str
+    empty: tuple[float, float] | None
+    about: str
+
+
+RANKS_DRAWN, RANKS_NAMED = 120, 24  # points of a curve, however many codes there are, and those with a tooltip
+
+
+def rank_chart(
+    title: str,
+    counts: Sequence[int],
+    size: int,
+    lowest: float | None = None,
+    highest: float | None = None,
+    widest: int | None = None,
+) -> RankChart:
+    """Sorted shares against their rank.
+
+    Args:
+        title: Over the chart.
+        counts: Above 0, largest first; at least one.
+        size: Ranks there could be, at least as many as counts.
+        lowest: Share that the axis must reach down to, so that charts can be compared; None: that of these counts.
+        highest: Share that it must reach up to; None: that of these counts.
+        widest: Rank that the axis must reach; None: `size`.
+    """
+    box = Box(width=340, height=230, left=52, bottom=36)
+    total, live = sum(counts), len(counts)
+    x = power_axis(1, max(widest or size, 2), box.left + 4, box.width - box.right, whole=True)
+    top = min(1.2 * max(highest or 0.0, counts[0] / total), 1.0)
+    floor = min(lowest or 1.0, counts[-1] / total, 1 / size, top / 8) / 1.2
+    y = power_axis(floor, top, box.height - box.bottom, box.top)
+    places = [(x.at(math.log10(rank)), y.at(math.log10(counts[rank - 1] / total))) for rank in ranks(live, RANKS_DRAWN)]
+    dots = tuple(
+        Dot(
+            x=x.at(math.log10(rank)),
+            y=y.at(math.log10(counts[rank - 1] / total)),
+            title=f"rank {rank:,}: {counts[rank - 1]:,} tokens, {share_label(counts[rank - 1] / total)}",
+        )
+        for rank in ranks(live, RANKS_NAMED)
+    )
+    level = y.at(-math.log10(size))
+    return RankChart(
+        title=title, box=box, x=x, y=y, x_label="rank of the code", path=path_through(places), dots=dots,
+        uniform=path_through([(x.at(0), level), (x.at(math.log10(size)), level)]),
+        empty=(x.at(math.log10(live)), x.at(math.log10(size))) if live < size else None,
+        about=f"{title}, by rank: from {share_label(counts[0] / total)} for the most used code down to "
+        f"{share_label(counts[-1] / total)} for rank {live:,} of {size:,}; equal use would be {share_label(1 / size)}",
+    )  # fmt: skip
+
+
+def ranks(last: int, count: int) -> list[int]:
+    """About `count` ranks from 1 to `last`, evenly spread on a logarithmic axis, both ends among them.
+
+    Example:
+        >>> ranks(100, 3)
+        [1, 10, 100]
+    """
+    return sorted({min(last, round(float(one))) for one in np.geomspace(1, last, count)} | {last})
+
+
+def power_axis(low: float, high: float, start: float, end: float, whole: bool = False) -> Axis:
+    """A logarithmic axis from `low` to `high`, both above 0: its values are exponents of ten.
+
+    Args:
+        low: Value at `start`.
+        high: Value at `end`, above `low`.
+        start: Pixel of the lower end.
+        end: Pixel of the upper end.
+        whole: Ticks say whole numbers; False: they say shares, in percent.
+    """
+    plain = Axis(low=math.log10(low), high=math.log10(high), start=start, end=end)
+    first, last = math.floor(plain.low), math.ceil(plain.high)
+    step = 1 + (last - first) // 7
+    values = inside((10.0**power for power in range(first, last + 1, step)), low, high)
+    if len(values) < 3:
+        values = inside((front * 10.0**power for power in range(first, last + 1) for front in (1, 2, 5)), low, high)
+    ticks = [
+        Tick(place=plain.at(math.log10(one)), label=f"{one:,.0f}" if whole else share_label(one))
+        for one in values
+        if not whole or one > 0.99
+    ]
+    return replace(plain, ticks=tuple(ticks))
+
+
+def inside(values: Iterable[float], low: float, high: float) -> list[float]:
+    """Those of the values that lie in low..high, rounding aside."""
+    return [one for one in values if low * (1 - 1e-9) <= one <= high * (1 + 1e-9)]
+
+
+def share_label(share: float) -> str:
+    """A share in percent with two digits that count, however small.
+
+    Example:
+        >>> share_label(0.1234), share_label(0.00005), share_label(1.0)
+        ('12 %', '0.005 %', '100 %')
+    """
+    value = share * 100
+    if value >= 10 or value <= 0:
+        return f"{value:.0f} %"
+    digits = 1 - math.floor(math.log10(value))
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".") + " %"
+
+
 WIDE, ROW, HEADING, FOOT = 340, 33, 26, 22  # narrow enough for a phone: a row's words stand above its mark
 
 

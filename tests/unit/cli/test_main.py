@@ -111,6 +111,15 @@ def test_a_mistake_in_a_later_stage_spoils_nothing(vqcortex, copied, words, said
     assert hashes(copied) == before
 
 
+def test_judges_that_lie_with_the_model_are_told_and_nothing_is_trained(vqcortex, copied, hashes):
+    before = hashes(copied)
+    code, said, _ = vqcortex("judges", "--out", copied)
+    assert code == 0
+    assert "nothing was trained: judges lie with 'toy'" in said
+    assert " ".join(said.split()).endswith(f"done: {copied}")
+    assert hashes(copied) == before
+
+
 def test_a_truncated_shard_is_named(vqcortex, copied):
     shard = sorted((copied / "tokens").glob("*.parquet"))[1]
     shard.write_bytes(shard.read_bytes()[:-40])

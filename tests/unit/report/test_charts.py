@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,11 +17,15 @@ from vqcortex.report.charts import (
     line_chart,
     map_cells,
     measured_axis,
+    power_axis,
+    rank_chart,
+    ranks,
     reach,
     round_axis,
     row_chart,
     scatter_chart,
     share_bar,
+    share_label,
     tick_values,
 )
 
@@ -138,3 +143,72 @@ def test_a_share_bar_never_leaves_its_track(value: float, low: float, high: floa
 def test_a_share_without_an_interval_has_none(end: float | None):
     assert share_bar(0.5, 0.4, end).length is None
     assert share_bar(0.5, end, 0.6).length is None
+
+
+def test_a_curve_of_shares_has_both_ends_and_a_line_of_equal_use():
+    chart = rank_chart("t", [80, 15, 5], 10)
+    assert [dot.title for dot in chart.dots] == [
+        "rank 1: 80 tokens, 80 %",
+        "rank 2: 15 tokens, 15 %",
+        "rank 3: 5 tokens, 5 %",
+    ]
+    assert (chart.dots[0].x, chart.dots[0].y) == (chart.x.start, chart.y.at(math.log10(0.8)))
+    tenth = chart.y.at(-1)
+    assert chart.uniform == f"M{chart.x.start:g} {tenth:g}L{chart.x.end:g} {tenth:g}"
+    assert chart.empty == (chart.x.at(math.log10(3)), chart.x.end)
+    assert "5 % for rank 3 of 10; equal use would be 10 %" in chart.about
+
+
+def test_where_every_code_is_used_no_rank_is_empty():
+    assert rank_chart("t", [2, 1], 2).empty is None
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=300), st.integers(0, 10**6))
+def test_no_curve_leaves_its_chart_and_axes_have_ticks(counts: list[int], dead: int):
+    chart = rank_chart("t", sorted(counts, reverse=True), len(counts) + dead)
+    box = chart.box
+    numbers = [float(one) for one in re.findall(r"-?[\d.]+", chart.path + chart.uniform)]
+    assert all(box.left <= x <= box.width - box.right + 0.1 for x in numbers[::2])
+    assert all(box.top - 0.1 <= y <= box.height - box.bottom + 0.1 for y in numbers[1::2])
+    assert len(chart.y.ticks) >= 2
+    assert chart.x.ticks[0].label == "1"
+    assert len(chart.y.ticks) <= 12
+    labels = [tick.label for tick in (*chart.x.ticks, *chart.y.ticks)]
+    assert len(set(labels)) == len(labels)
+
+
+def test_curves_of_one_page_share_their_axes():
+    one = rank_chart("a", [9, 1], 4, lowest=1e-5, highest=0.95, widest=1000)
+    other = rank_chart("b", [900, 1], 1000, lowest=1e-5, highest=0.95, widest=1000)
+    assert (one.x, one.y.low, one.y.high) == (other.x, other.y.low, other.y.high)
+
+
+@given(st.integers(1, 10**6), st.integers(2, 50))
+def test_ranks_go_from_one_to_the_last_and_are_few(last: int, count: int):
+    found = ranks(last, count)
+    assert (found[0], found[-1]) == (1, last)
+    assert found == sorted(set(found))
+    assert len(found) <= count + 1
+
+
+def test_a_codebook_of_a_million_codes_is_a_short_path():
+    assert len(rank_chart("t", [3] * 10**6, 10**6).path) < 2000
+
+
+def test_ticks_between_powers_stand_where_powers_are_too_few():
+    assert [tick.label for tick in power_axis(0.0123, 0.13, 0, 100).ticks] == ["2 %", "5 %", "10 %"]
+    assert [tick.label for tick in power_axis(1, 30_000, 0, 100, whole=True).ticks] == [
+        "1",
+        "10",
+        "100",
+        "1,000",
+        "10,000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "label"),
+    [(1.0, "100 %"), (0.126, "13 %"), (0.0991, "9.9 %"), (0.05, "5 %"), (0.000123, "0.012 %"), (0.0, "0 %")],
+)
+def test_a_share_has_two_digits_that_count(share: float, label: str):
+    assert share_label(share) == label

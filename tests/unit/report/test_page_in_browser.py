@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import MARKS, broken_pictures, click, emulate, ground, opened, started, too_wide
 
 from vqcortex.exhibit import Exhibit
 from vqcortex.report.page import render_page
 
-webdriver = pytest.importorskip("selenium.webdriver")
 By = pytest.importorskip("selenium.webdriver.common.by").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-Service = pytest.importorskip("selenium.webdriver.chrome.service").Service
 Select = pytest.importorskip("selenium.webdriver.support.ui").Select
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars"
-)
-PATIENCE = 600  # seconds: a browser on a busy machine may take long to start
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on the PATH"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -42,52 +28,18 @@ def address(exhibit: Exhibit, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
-    driver.command_executor.client_config.timeout = PATIENCE
-    yield driver
-    driver.quit()
+    yield from started(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page, newly opened at desk width; nothing may be said on the console while a test uses it."""
-    emulate(browser, width=1280, scheme="light")
-    browser.get(address)
-    browser.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme;")
-    yield browser
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-
-
-def emulate(browser: Any, width: int, scheme: str) -> None:
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    yield from opened(browser, address)
 
 
 def visible(page: Any, what: str) -> list[str]:
     """Ids or keys of what is displayed."""
     found = [one for one in page.find_elements(By.CSS_SELECTOR, what) if one.is_displayed()]
     return [one.get_attribute("id") or one.get_attribute("data-key") for one in found]
-
-
-def ground(page: Any) -> str:
-    return str(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
-
-
-def click(page: Any, element: Any) -> None:
-    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
-    element.click()
-
-
-def too_wide(page: Any) -> int:
-    """Pixels by which the page is wider than its window."""
-    return int(page.execute_script("return document.documentElement.scrollWidth - innerWidth"))
 
 
 def test_a_console_error_would_be_seen(browser: Any, address: str):
@@ -168,12 +120,6 @@ def test_the_page_is_never_wider_than_its_window(page: Any, width: int):
 
 
 def test_every_picture_is_drawn(page: Any):
-    broken = page.execute_async_script(
-        """
-        var done = arguments[0], all = Array.from(document.images);
-        Promise.all(all.map(one => one.decode().then(() => null, () => one.alt || one.className)))
-          .then(found => done([all.length, found.filter(one => one !== null)]));
-        """
-    )
-    assert broken[0] > 150
-    assert broken[1] == []
+    count, broken = broken_pictures(page)
+    assert count > 150
+    assert broken == []
