@@ -14,7 +14,7 @@ import typer
 from vqcortex.config import help_of
 
 # Shown first; the rest follow in the order the classes declare them.
-FIRST = ("out", "model", "images", "images_split", "published")
+FIRST = ("out", "model", "images", "images_split", "published", "prompts")
 
 
 def command_for(settings: type, act: Callable[[Any], None]) -> Callable[..., None]:

@@ -25,8 +25,10 @@ COMMANDS = {
     "concepts": ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
     "traverse": ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
+    "judges": ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     "evaluate": ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
+    "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
 }
 
 app = typer.Typer(
@@ -39,17 +41,31 @@ app = typer.Typer(
 
 
 # What the closing line points to, inside the study; a stage's own folder where nothing is said.
-RESULTS = {"run": "report/report.html", "report": "report/report.html"}
+RESULTS = {"run": "report/report.html", "report": "report/report.html", "usage": "usage/usage.html"}
+
+# What is said before it: functions of the settings that return lines.
+CLOSING = {
+    "run": "vqcortex.pipelines.judges:warned",
+    "evaluate": "vqcortex.pipelines.judges:warned",
+    "judges": "vqcortex.pipelines.judges:told",
+}
 
 
 def _action(command: str) -> Callable[[Any], None]:
-    module, _, name = COMMANDS[command][1].partition(":")
-
     def act(settings: Any) -> None:
-        getattr(import_module(module), name)(settings, progress=show.Bars())
-        show.out.print(f"done: {settings.out / RESULTS.get(command, command)}", markup=False)
+        _named(COMMANDS[command][1])(settings, progress=show.Bars())
+        for line in _named(CLOSING[command])(settings) if command in CLOSING else ():
+            show.out.print(line, markup=False)
+        place = settings.out / RESULTS.get(command, command)
+        show.out.print(f"done: {place if place.exists() else settings.out}", markup=False)
 
     return act
+
+
+def _named(path: str) -> Callable[..., Any]:
+    """What "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
 
 
 for _name, (_class, _) in COMMANDS.items():
@@ -69,14 +85,35 @@ def demo(
     _action("run")(demo_settings(out=out, seed=seed, device=device, batch=batch))
 
 
+def _doctor(settings: all_settings.DoctorSettings) -> None:
+    from vqcortex.pipelines.doctor import diagnose
+
+    diagnosis = diagnose(settings, progress=show.Bars())
+    show.print_table(("", ""), diagnosis.facts.items())
+    show.out.print()
+    rows = [(one.verdict, one.check, one.value, one.reason) for one in diagnosis.findings]
+    show.print_table(("verdict", "check", "measured", "reason"), rows)
+    show.out.print(f"\nverdict: {diagnosis.verdict}", markup=False)
+    if settings.out is not None:
+        show.out.print(f"done: {settings.out / 'doctor.json'}", markup=False)
+    if diagnosis.verdict == "fail":
+        raise typer.Exit(1)
+
+
+app.command("doctor")(command_for(all_settings.DoctorSettings, _doctor))
+
+
 @app.command()
 def models(
     methods: Annotated[bool, typer.Option(help="List extractors, attribution methods and searches as well.")] = False,
 ) -> None:
     """List the models that can be opened, and with --methods everything else that has a name."""
-    from vqcortex.pipelines.models import list_models, list_registries
+    from vqcortex.pipelines.models import list_families, list_models, list_registries
 
     show.print_table(("model", "codes", "width", "grid", "pixels", "concepts", "generates"), list_models())
+    show.out.print("\nFamilies: open FAMILY:PATH, or just PATH; parity is measured against the official code.\n")
+    heads = ("family", "what", "opens", "can", "grids", "tokens equal", "pixels within")
+    show.print_table(heads, list_families())
     if methods:
         show.out.print()
         show.print_table(("kind", "names"), list_registries())

@@ -44,8 +44,8 @@ class Bars:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a plain table on standard output."""
-    table = Table(box=None, pad_edge=False)
+    """Print a plain table on standard output; without a head line if no column has a head."""
+    table = Table(box=None, pad_edge=False, show_header=any(heads))
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:

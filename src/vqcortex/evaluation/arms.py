@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqcortex.adapters.protocol import Adapter
+from vqcortex.adapters.protocol import Adapter, join_levels
 from vqcortex.errors import ConfigError, ShapeError
-from vqcortex.evaluation.fills import decoded, owners
+from vqcortex.evaluation.fills import decoded, level_grids, owners
 from vqcortex.evaluation.values import check_images, check_names, slices
 from vqcortex.seeds import generator_for
 
@@ -77,9 +77,19 @@ class Centre:
         concept: Int[Tensor, " b"],
         image_ids: Sequence[str],
     ) -> Float[Tensor, "b h w"]:
-        down, across = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in tokens.shape[1:])
-        away = down.square()[:, None] + across.square()
-        return -away.expand(tokens.shape).to(tokens.device)
+        if len(adapter.levels) == 1:
+            near = -_away(tokens.shape[1], tokens.shape[2])
+        else:  # in shares of the image, so that positions of different levels compare
+            near = join_levels([-_away(*level.grid, unit=True) for level in adapter.levels])
+        return near.expand(tokens.shape).to(tokens.device)
+
+
+def _away(h: int, w: int, unit: bool = False) -> Float[Tensor, "h w"]:
+    """Squared distance of each position from the centre, in positions, or with `unit` in shares of the sides."""
+    down, across = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in (h, w))
+    if unit:
+        down, across = down / h, across / w
+    return down.square()[:, None] + across.square()
 
 
 @final
@@ -98,8 +108,11 @@ class Brightness:
     ) -> Float[Tensor, "b h w"]:
         # In float64 on the CPU and back to float32: patches of one colour tie exactly, whatever the batch.
         light = decoded(adapter, tokens).cpu().double().mean(1)  # (b, H, W)
-        rows, columns = (averaging(n, m) for n, m in zip(tokens.shape[1:], light.shape[1:], strict=True))
-        return (rows @ light @ columns.T).float().to(tokens.device)
+        means = []
+        for grid in level_grids(tokens, adapter):
+            rows, columns = (averaging(n, m) for n, m in zip(grid.shape[1:], light.shape[1:], strict=True))
+            means.append((rows @ light @ columns.T).float())
+        return (means[0] if len(means) == 1 else join_levels(means)).to(tokens.device)
 
 
 @final

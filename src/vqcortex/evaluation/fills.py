@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vqcortex.adapters.protocol import Adapter
+from vqcortex.adapters.protocol import Adapter, split_levels
 from vqcortex.errors import ConfigError
 from vqcortex.seeds import generator_for
 
@@ -68,7 +68,7 @@ class Black:
         image_ids: Sequence[str],
         pixels: Float[Tensor, "b 3 H W"] | None = None,
     ) -> Float[Tensor, "b 3 H W"]:
-        return painted(decoded(adapter, tokens) if pixels is None else pixels, hidden, self.level)
+        return painted(adapter, decoded(adapter, tokens) if pixels is None else pixels, hidden, self.level)
 
 
 @final
@@ -92,7 +92,7 @@ class Grey:
         image_ids: Sequence[str],
         pixels: Float[Tensor, "b 3 H W"] | None = None,
     ) -> Float[Tensor, "b 3 H W"]:
-        return painted(decoded(adapter, tokens) if pixels is None else pixels, hidden, self.level)
+        return painted(adapter, decoded(adapter, tokens) if pixels is None else pixels, hidden, self.level)
 
 
 @final
@@ -170,9 +170,18 @@ def decoded(adapter: Adapter, tokens: Int[Tensor, "b h w"]) -> Float[Tensor, "b 
     return adapter.decode(adapter.embed(tokens))
 
 
-def painted(pixels: Float[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b h w"], level: float) -> Float[Tensor, "b 3 H W"]:
-    """The images with the pixels of hidden positions at one brightness."""
-    return pixels.masked_fill(over_pixels(hidden, (pixels.shape[2], pixels.shape[3]))[:, None], level)
+def painted(
+    adapter: Adapter, pixels: Float[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b h w"], level: float
+) -> Float[Tensor, "b 3 H W"]:
+    """The images with the pixels of hidden positions at one brightness; with several levels, of any level."""
+    size = (pixels.shape[2], pixels.shape[3])
+    covered = [over_pixels(grid, size) for grid in level_grids(hidden, adapter)]
+    return pixels.masked_fill(torch.stack(covered).any(0)[:, None], level)
+
+
+def level_grids(grids: Tensor, adapter: Adapter) -> list[Tensor]:
+    """The grids (..., h, w) of a model's levels; the grid itself where there is but one."""
+    return [grids] if len(adapter.levels) == 1 else split_levels(grids, adapter.levels)
 
 
 def over_pixels(hidden: Bool[Tensor, "b h w"], size: tuple[int, int]) -> Bool[Tensor, "b H W"]:

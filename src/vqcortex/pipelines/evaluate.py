@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from vqcortex.errors import ConfigError
+from vqcortex.engine.carried import Carried
+from vqcortex.engine.protocol import SERIAL, Engine
+from vqcortex.errors import ConfigError, ModelError
 from vqcortex.evaluation import ARMS
 from vqcortex.evaluation.arms import score_arms
 from vqcortex.evaluation.choose import arms_for, fills_for
@@ -18,55 +23,111 @@ from vqcortex.evaluation.concept_level import OURS, frequency_lists, measure_con
 from vqcortex.evaluation.drop import measure_drop, steps_for
 from vqcortex.evaluation.fills import Fill
 from vqcortex.evaluation.intervals import Resampling
-from vqcortex.evaluation.judge import Judge
 from vqcortex.evaluation.tables import evidence_table, verdict_table
-from vqcortex.evaluation.values import Evidence
+from vqcortex.evaluation.values import Evidence, join_evidence
+from vqcortex.extractors.train import hash_of_tensors
+from vqcortex.files import hash_of_bytes
 from vqcortex.judges import CalibratedJudge, load_judges
 from vqcortex.pipelines.concepts import concept_lists
-from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, code_counts, load_all, scored_shards
+from vqcortex.pipelines.judges import judge_tables, judges_place
+from vqcortex.pipelines.levels import frequency_by_position
+from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all, scored_shard
 from vqcortex.pipelines.progress import QUIET, Progress
-from vqcortex.pipelines.search import load_found
+from vqcortex.pipelines.search import Found, load_found
 from vqcortex.pipelines.settings import EvaluateSettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.results import Column, Table, save_table
-from vqcortex.seeds import number_for
-from vqcortex.tokens.store import TokenBatch
+from vqcortex.tokens.shard import joined
+from vqcortex.tokens.store import TokenBatch, TokenStore, open_store
 
 SEARCHED = "token_selection"
 
 
-def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET) -> Path:
+@final
+@dataclass(frozen=True, slots=True)
+class Court:
+    """Who judges, and what.
+
+    Args:
+        loaded: The study.
+        judges: Classifiers in the order of its concepts.
+        fills: What hidden positions become.
+        counts: How often each concept's explained images hold each code, (c, k).
+    """
+
+    loaded: Carried[Loaded]
+    judges: Carried[tuple[OrderedJudge, ...]]
+    fills: tuple[Fill, ...]
+    counts: Carried[Tensor]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images to judge, and their importance by method, (b, h, w) each."""
+
+    batch: TokenBatch
+    importance: dict[str, Tensor]
+
+    def take(self, rows: Sequence[int]) -> Images:
+        """Those at these places, in this order."""
+        at = list(rows)
+        return Images(self.batch.take(at), {name: maps[at] for name, maps in self.importance.items()})
+
+    def parts(self, size: int) -> list[Images]:
+        """At most `size` images each, in order."""
+        images = range(len(self.batch))
+        return [self.take(images[first : first + size]) for first in images[::size]]
+
+
+def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:
     """Judge a study at image, concept and codebook level, on test images that made no concept token.
 
+    Args:
+        settings: What to measure, and on how many images.
+        progress: Told how far it is.
+        engine: Where batches of images are judged; intervals are drawn in this process.
     Returns:
         Folder with the tables image_level, concept_level, codebook_level, their verdicts (image_verdicts, ...), and
-        scratch, each as Parquet and JSON with units, directions, intervals and numbers of images.
+        scratch, and judges where it is known how good they are, each as Parquet and JSON with units, directions,
+        intervals and numbers of images.
     Raises:
-        ModelError: No judges lie with the model, or they know other concepts.
+        ModelError: There are no judges, or the model cannot decode and so has no pictures to judge.
         ConfigError: An unknown fill, or a concept that no judge knows.
     """
     settings.check()
     study = Study(settings.out)
     loaded = load_all(study, settings.device)
-    judges = load_judges(settings.judges or loaded.model.name, settings.device)
-    renamed = [OrderedJudge(judge, loaded.concepts) for judge in judges]
-    fills = make_fills(settings, loaded)
+    counts = code_counts(loaded.store, EXPLAINED, engine)
+    place = judges_place(study, settings.judges, loaded.model)
+    judges = load_judges(place, settings.device)
+    frequency = frequency_by_position(counts.sum(0).float(), loaded.model.levels)
+    court = Court(
+        carry(study, settings.device, loaded),
+        Carried(ordered(judges, loaded.concepts), judges_at, place, settings.device, loaded.concepts, digest(judges)),
+        tuple(fills_for(settings.fills, frequency=frequency, seed=settings.seed)),
+        Carried(counts, counts_at, study.folder.absolute(), study.fingerprint("tokens")),
+    )
     inputs = {name: study.fingerprint(name) for name in ("tokens", "score", "concepts", "search")}
-    inputs["judges"] = str(number_for(0, *(f"{one.name}{one.temperature}{one.concepts}" for one in judges)))
+    inputs["judges"] = digest(judges)
     key = stage_key("evaluate", settings, EvaluateSettings, inputs)
 
     def work(folder: Path) -> None:
-        parts = ("image", "concept", "codebook")
-        acts = {
-            "image": lambda: _image_level(study, loaded, renamed, fills, settings),
-            "concept": lambda: _concept_level(study, loaded, renamed, fills, settings),
-            "codebook": lambda: _codebook_level(study, loaded, renamed, settings),
-        }
-        default = {"image": _method(study), "concept": OURS, "codebook": SEARCHED}
+        images = images_to_judge(study, loaded, settings.evaluate_images, engine)
+        parts = images.parts(settings.batch)
+        lists = concept_lists_of(study, loaded, counts, settings.seed)
+        found = load_found(study)
+        levels: tuple[tuple[str, str, Callable[[Any], Evidence], list[Any]], ...] = (
+            ("image", _method(study), partial(_image_level, court=court, settings=settings), parts),
+            ("concept", OURS, partial(_concept_level, court=court, settings=settings, lists=lists), parts),
+            ("codebook", SEARCHED, partial(_codebook_level, court=court), _searched_parts(found, settings.batch)),
+        )
         resampling = Resampling(resamples=settings.interval_resamples, seed=settings.seed)
-        for part in progress.track(parts, "evaluate: levels", len(parts)):
-            _save(acts[part](), part, default[part], loaded.concepts, resampling, folder)
-        save_table(_scratch(study, loaded, renamed), folder)
+        for level, default, judged, pieces in levels:
+            made = progress.track(engine.map(judged, pieces), f"evaluate: batches, {level} level", len(pieces))
+            _save(join_evidence(list(made)), level, default, loaded.concepts, resampling, folder)
+        for table in (_scratch(found, court, engine), *judge_tables(study, place, judges)):
+            save_table(table, folder)
 
     run_stage(study, key, work)
     return study.path("evaluate")
@@ -102,72 +163,123 @@ class OrderedJudge:
         return answer if self._is_same else answer[:, self._order.to(answer.device)].log_softmax(1)
 
 
-def make_fills(settings: EvaluateSettings, loaded: Loaded) -> Sequence[Fill]:
-    """The fills asked for; those in token space use the codes of the explained images."""
-    frequency = code_counts(loaded.store, EXPLAINED).sum(0).float()
-    return fills_for(settings.fills, frequency=frequency, seed=settings.seed)
+def ordered(judges: Sequence[CalibratedJudge], concepts: tuple[str, ...]) -> tuple[OrderedJudge, ...]:
+    """The judges, speaking in the order of these concepts."""
+    return tuple(OrderedJudge(judge, concepts) for judge in judges)
 
 
-def images_to_judge(study: Study, loaded: Loaded, most: int) -> tuple[TokenBatch, dict[str, Tensor]]:
+def digest(judges: Sequence[CalibratedJudge]) -> str:
+    """SHA-256 over everything that decides what judges say."""
+    about = [[one.name, one.temperature, list(one.concepts), type(one.network).__qualname__] for one in judges]
+    weights = hash_of_tensors(*(value for one in judges for value in one.network.state_dict().values()))
+    return hash_of_bytes(f"{json.dumps(about)} {weights}".encode())
+
+
+def judges_at(place: str, device: str, concepts: tuple[str, ...], wanted: str) -> tuple[OrderedJudge, ...]:
+    """The judges of a study where work is done.
+
+    Raises:
+        ModelError: Other judges lie at that place there.
+    """
+    judges = load_judges(place, device)
+    if digest(judges) != wanted:
+        raise ModelError(
+            f"the judges at {place!r} are not the ones that work was given out for; install the same ones everywhere"
+        )
+    return ordered(judges, concepts)
+
+
+def counts_at(folder: Path, tokens: str) -> Tensor:
+    """How often each concept's explained images hold each code, counted where work is done.
+
+    Args:
+        folder: Of the study.
+        tokens: Fingerprint of that stage; it tells two states of one study apart.
+    """
+    return code_counts(open_store(folder / "tokens", verify=False), EXPLAINED)
+
+
+def images_to_judge(study: Study, loaded: Loaded, most: int, engine: Engine = SERIAL) -> Images:
     """At most `most` test images, evenly over concepts, and their importance by method."""
-    from vqcortex.tokens.shard import joined
-
+    study.record("score")
     each = max(1, -(-most // len(loaded.concepts)))
+    work = partial(_first_of_shard, scores=study.path("score").absolute(), store=loaded.store, each=each)
     taken = [0] * len(loaded.concepts)
-    batches, maps = [], []
-    for batch, scored in scored_shards(study, loaded.store, (REPORTED,)):
-        rows = []
-        for row, concept in enumerate(batch.concept.tolist()):
-            if taken[concept] < each:
-                taken[concept] += 1
-                rows.append(row)
-        batches.append(batch.take(rows))
-        maps.append({name: one[rows] for name, one in scored.importance.items()})
-    importance = {name: torch.cat([one[name] for one in maps]) for name in maps[0]}
-    return joined(batches), importance
+    found = [_first(images, each, taken) for images in engine.map(work, range(len(loaded.store.shards)))]
+    maps = [one.importance for one in found]
+    return Images(
+        joined([one.batch for one in found]), {name: torch.cat([one[name] for one in maps]) for name in maps[0]}
+    )
 
 
-def _image_level(
-    study: Study, loaded: Loaded, judges: Sequence[Judge], fills: Sequence[Fill], settings: EvaluateSettings
-) -> Evidence:
-    batch, importance = images_to_judge(study, loaded, settings.evaluate_images)
-    device = loaded.model.codebook.device
-    tokens, concept = batch.tokens.to(device), batch.concept.to(device)
-    arms = arms_for(list(ARMS), counts=code_counts(loaded.store, EXPLAINED), seed=settings.seed)
-    controls = score_arms(arms, loaded.model, tokens, concept, batch.image_ids, batch=settings.batch)
-    scores = {**importance, **controls}
-    h, w = loaded.store.manifest.grid
+def _first_of_shard(number: int, *, scores: Path, store: TokenStore, each: int) -> Images:
+    """The first test images of every concept in a shard, at most `each`."""
+    batch, scored = scored_shard(number, scores, store, (REPORTED,))
+    return _first(Images(batch, scored.importance), each, [0] * len(store.manifest.concepts))
+
+
+def _first(images: Images, each: int, taken: list[int]) -> Images:
+    """The images of concepts of which fewer than `each` are taken; counts those it takes."""
+    rows = []
+    for row, concept in enumerate(images.batch.concept.tolist()):
+        if taken[concept] < each:
+            taken[concept] += 1
+            rows.append(row)
+    return images.take(rows)
+
+
+def _image_level(part: Images, *, court: Court, settings: EvaluateSettings) -> Evidence:
+    model = court.loaded.value.model
+    device = model.codebook.device
+    tokens, concept, image_ids = part.batch.tokens.to(device), part.batch.concept.to(device), part.batch.image_ids
+    arms = arms_for(list(ARMS), counts=court.counts.value, seed=settings.seed)
+    scores = {**part.importance, **score_arms(arms, model, tokens, concept, image_ids, batch=settings.batch)}
+    h, w = model.grid
     return measure_drop(
-        loaded.model, judges, tokens, concept, batch.image_ids, {name: one.to(device) for name, one in scores.items()},
-        steps_for(settings.shares, h * w), fills, batch=settings.batch,
+        model, court.judges.value, tokens, concept, image_ids, {name: one.to(device) for name, one in scores.items()},
+        steps_for(settings.shares, h * w), court.fills, batch=settings.batch,
     )  # fmt: skip
 
 
-def _concept_level(
-    study: Study, loaded: Loaded, judges: Sequence[Judge], fills: Sequence[Fill], settings: EvaluateSettings
-) -> Evidence:
-    batch, _ = images_to_judge(study, loaded, settings.evaluate_images)
-    about = study.record("concepts")["key"]["settings"]
-    ours = concept_lists(study, loaded.concepts, about["keep"])
-    counts = code_counts(loaded.store, EXPLAINED)
-    lists = {
-        OURS: ours,
-        "token_frequency": frequency_lists(counts, ours.shape[1]),
-        "random_codes": random_lists(counts, ours.shape[1], settings.seed),
-    }
-    device = loaded.model.codebook.device
+def concept_lists_of(study: Study, loaded: Loaded, counts: Tensor, seed: int) -> dict[str, Tensor]:
+    """Codes per arm of the concept level and concept, (c, m) each, as many in every arm."""
+    ours = concept_lists(study, loaded.concepts, study.record("concepts")["key"]["settings"]["keep"])
+    return same_length(
+        {
+            OURS: ours,
+            "token_frequency": frequency_lists(counts, ours.shape[1]),
+            "random_codes": random_lists(counts, ours.shape[1], seed),
+        }
+    )
+
+
+def _concept_level(part: Images, *, court: Court, settings: EvaluateSettings, lists: dict[str, Tensor]) -> Evidence:
+    model = court.loaded.value.model
+    device = model.codebook.device
     return measure_concept_level(
-        loaded.model, judges, batch.tokens.to(device), batch.concept.to(device), batch.image_ids,
-        same_length(lists), fills, seed=settings.seed, batch=settings.batch,
+        model, court.judges.value, part.batch.tokens.to(device), part.batch.concept.to(device), part.batch.image_ids,
+        lists, court.fills, seed=settings.seed, batch=settings.batch,
     )  # fmt: skip
 
 
-def _codebook_level(study: Study, loaded: Loaded, judges: Sequence[Judge], settings: EvaluateSettings) -> Evidence:
-    found = load_found(study)
-    device = loaded.model.codebook.device
+def _searched_parts(found: Found, size: int) -> list[Found]:
+    """What was searched from at most `size` images each, in order."""
+    slices = [slice(first, first + size) for first in range(0, len(found.image_ids), size)]
+    return [
+        replace(
+            found, image_ids=found.image_ids[rows], source=found.source[rows], target=found.target[rows],
+            start=found.start[rows], tokens={name: one[rows] for name, one in found.tokens.items()}, scratch=None,
+        )
+        for rows in slices
+    ]  # fmt: skip
+
+
+def _codebook_level(part: Found, *, court: Court) -> Evidence:
+    model = court.loaded.value.model
+    device = model.codebook.device
     return measure_codebook_level(
-        loaded.model, judges, found.start.to(device), found.source.to(device), found.target.to(device),
-        found.image_ids, {name: grids.to(device) for name, grids in found.tokens.items()}, batch=settings.batch,
+        model, court.judges.value, part.start.to(device), part.source.to(device), part.target.to(device),
+        part.image_ids, {name: grids.to(device) for name, grids in part.tokens.items()}, batch=len(part.image_ids),
     )  # fmt: skip
 
 
@@ -182,16 +294,20 @@ SCRATCH_COLUMNS = {
 }  # fmt: skip
 
 
-@torch.no_grad()
-def _scratch(study: Study, loaded: Loaded, judges: Sequence[Judge]) -> Table:
-    found = load_found(study).scratch
-    rows: list[dict[str, Any]] = []
-    for concept, grids in enumerate([] if found is None else found.to(loaded.model.codebook.device)):
-        pixels = loaded.model.decode(loaded.model.embed(grids))
-        for judge in judges:
-            chances = judge(pixels)[:, concept].exp().tolist()
-            rows += [
-                {"concept": loaded.concepts[concept], "judge": judge.name, "restart": restart, "probability": chance}
-                for restart, chance in enumerate(chances)
-            ]
+def _scratch(found: Found, court: Court, engine: Engine) -> Table:
+    grids = [] if found.scratch is None else list(enumerate(found.scratch))
+    rows = [row for rows in engine.map(partial(_scratch_rows, court=court), grids) for row in rows]
     return Table("scratch", SCRATCH_COLUMNS, rows)
+
+
+@torch.no_grad()
+def _scratch_rows(searched: tuple[int, Tensor], *, court: Court) -> list[dict[str, Any]]:
+    """What the judges say to the grids (r, h, w) that were searched for a concept."""
+    concept, grids = searched
+    loaded = court.loaded.value
+    pixels = loaded.model.decode(loaded.model.embed(grids.to(loaded.model.codebook.device)))
+    return [
+        {"concept": loaded.concepts[concept], "judge": judge.name, "restart": restart, "probability": chance}
+        for judge in court.judges.value
+        for restart, chance in enumerate(judge(pixels)[:, concept].exp().tolist())
+    ]

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vqcortex.concepts.saliency import activation_map
+from vqcortex.engine.carried import Carried
+from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.exhibit import ClusterExhibit, CodeExhibit, ConceptExhibit, Exhibit, SearchExhibit
 from vqcortex.pipelines.concepts import load_maps
-from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, load_all, scored_shards
+from vqcortex.pipelines.judges import STAGE as JUDGES
+from vqcortex.pipelines.judges import is_judged_by_own, judge_facts, judge_notes
+from vqcortex.pipelines.levels import finest_grid, patch_of, picture_error, picture_map
+from vqcortex.pipelines.loaded import (
+    EXPLAINED,
+    REPORTED,
+    Loaded,
+    carry,
+    code_counts,
+    load_all,
+    load_at,
+    scored_shards,
+)
 from vqcortex.pipelines.search import Found, load_found
 from vqcortex.pipelines.study import STAGES, Study, command_of, read_json
 from vqcortex.results import Table, load_table
+from vqcortex.tokens.shard import joined
 from vqcortex.tokens.store import TokenBatch
 
+Rows = Sequence[Mapping[str, Any]]
 CODES_SHOWN = 12
 PATCHES = 4
 CLUSTER_PATCHES = 8
@@ -26,7 +46,37 @@ SWAPS_SHOWN = 6
 LOOKED_AT = 4000  # images searched for occurrences of a code: enough for patches, and flat in the store's size
 
 
-def gather(study: Study, examples: int, device: str, batch: int) -> Exhibit:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What the page shows of a concept, before its pictures are made.
+
+    Args:
+        concept: Its number.
+        name: Its name.
+        images: Example images.
+        importance: Of their positions, (b, h, w).
+        activation: Its mean activation map, (h, w).
+        activation_error: Standard error of that, (h, w).
+        images_averaged: Images behind it.
+        tokens: Rows of its concept tokens.
+        scales: Rows of its two-scale table.
+        swaps: Rows of its best verified swaps.
+    """
+
+    concept: int
+    name: str
+    images: TokenBatch
+    importance: Tensor
+    activation: Tensor
+    activation_error: Tensor
+    images_averaged: int
+    tokens: Rows
+    scales: Rows
+    swaps: Rows
+
+
+def gather(study: Study, examples: int, device: str, batch: int, engine: Engine = SERIAL) -> Exhibit:
     """Everything a study's page shows.
 
     Args:
@@ -34,28 +84,32 @@ def gather(study: Study, examples: int, device: str, batch: int) -> Exhibit:
         examples: Images per concept.
         device: Where decoding happens.
         batch: Images per step.
+        engine: Where the pictures of concepts and clusters are made.
     """
     loaded = load_all(study, device)
     tables = read_tables(study)
-    seen = _seen(study, loaded, examples)
-    finder = Patches(loaded, batch)
+    finder = Carried(Patches(loaded, batch), patches_at, *carry(study, device, loaded).arguments, batch)
+    concepts = engine.map(partial(_concept, finder=finder), _shown(study, loaded, examples, tables))
+    clusters = engine.map(partial(_cluster, finder=finder), _cluster_rows(study, tables["clusters"]))
     return Exhibit(
         title=f"What the tokens of {loaded.model.name} mean",
         model=_model_facts(study, loaded),
         extractor=_extractor_facts(loaded),
         history=tuple(read_json(study.path("train") / "history.json")["epochs"]),
-        concepts=tuple(_concept(study, loaded, one, seen, tables, finder) for one in range(len(loaded.concepts))),
-        clusters=tuple(_clusters(tables["clusters"], load_maps(study), finder)),
+        concepts=tuple(concepts),
+        clusters=tuple(clusters),
         searches=tuple(_searches(load_found(study), loaded)),
         tables=tables,
         stages=tuple(_stages(study)),
-        notes=tuple(_notes(tables)),
+        notes=(*judge_notes(tables), *_notes(tables)),
+        judges=judge_facts(tables),
     )
 
 
 def read_tables(study: Study) -> dict[str, Table]:
-    """Every table of a study by its name."""
-    paths = [path for path in sorted(study.folder.glob("*/*.json")) if path.with_suffix(".parquet").exists()]
+    """Every table of a study's main job by its name: what other commands left beside it changes no report."""
+    found = [path for path in sorted(study.folder.glob("*/*.json")) if path.parent.name in STAGES]
+    paths = [path for path in found if path.with_suffix(".parquet").exists()]
     tables = {path.stem: load_table(path) for path in paths}
     verdicts = [tables[f"{level}_verdicts"] for level in ("image", "concept", "codebook")]
     rows = [row for table in verdicts for row in table.rows]
@@ -87,7 +141,7 @@ class Patches:
             taken += len(part)
             if taken >= LOOKED_AT:
                 break
-        self._loaded = loaded
+        self.loaded = loaded
         self._tokens, self._labels = torch.cat(grids), torch.cat(labels)
 
     def of(self, code: int, count: int, concept: int | None = None) -> np.ndarray:
@@ -96,18 +150,33 @@ class Patches:
         if concept is not None:
             here = here & (self._labels == concept)[:, None, None]
         found = here.nonzero()
-        (h, w), (tall, wide) = self._loaded.model.grid, self._loaded.model.size
+        levels, (tall, wide) = self.loaded.model.levels, self.loaded.model.size
+        h, w = finest_grid(levels)
         p, q = tall // h, wide // w
         if not len(found):
             return np.zeros((0, 3 * p, 3 * q, 3), np.uint8)
         first = _first_per_image(found)[:count]
-        images = pictures(self._loaded, self._tokens[first[:, 0]])
-        padded = np.pad(images, ((0, 0), (p, p), (q, q), (0, 0)))
+        images = pictures(self.loaded, self._tokens[first[:, 0]])
         cuts = [
-            image[row * p : (row + 3) * p, column * q : (column + 3) * q]
-            for image, (_, row, column) in zip(padded, first.tolist(), strict=True)
+            _around(image, *patch_of(levels, row, column, (tall, wide)), (3 * p, 3 * q))
+            for image, (_, row, column) in zip(images, first.tolist(), strict=True)
         ]
         return np.stack(cuts)
+
+
+def _around(image: np.ndarray, top: int, left: int, p: int, q: int, size: tuple[int, int]) -> np.ndarray:
+    """Three by three patches of p x q pixels with one in the middle, black beyond the edge, at a size (H', W')."""
+    padded = np.pad(image, ((p, p), (q, q), (0, 0)))
+    cut = padded[top : top + 3 * p, left : left + 3 * q]
+    if cut.shape[:2] == size:
+        return cut
+    # Patches of a coarser level are larger: shown at the size of the finest.
+    return np.asarray(Image.fromarray(cut).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def patches_at(folder: Path, device: str, tokens: str, train: str, batch: int) -> Patches:
+    """The patches of a study where work is done; arguments as in `load_at`."""
+    return Patches(load_at(folder, device, tokens, train), batch)
 
 
 def _first_per_image(found: Tensor) -> Tensor:
@@ -127,8 +196,6 @@ def _seen(study: Study, loaded: Loaded, examples: int) -> dict[int, tuple[TokenB
                 rows[concept].append((batch.take([row]), scored.importance[method][[row]]))
         if all(len(one) >= examples for one in rows.values()):
             break
-    from vqcortex.tokens.shard import joined
-
     return {
         concept: (joined([one for one, _ in found]), torch.cat([maps for _, maps in found]))
         for concept, found in rows.items()
@@ -136,58 +203,66 @@ def _seen(study: Study, loaded: Loaded, examples: int) -> dict[int, tuple[TokenB
     }
 
 
-def _concept(
-    study: Study,
-    loaded: Loaded,
-    concept: int,
-    seen: Mapping[int, tuple[TokenBatch, Tensor]],
-    tables: Mapping[str, Table],
-    finder: Patches,
-) -> ConceptExhibit:
-    name = loaded.concepts[concept]
-    maps = load_maps(study)
-    batch, importance = seen[concept]
+def _shown(study: Study, loaded: Loaded, examples: int, tables: Mapping[str, Table]) -> Iterator[Shown]:
+    seen, maps = _seen(study, loaded, examples), load_maps(study)
     keep = study.record("concepts")["key"]["settings"]["keep"]
-    tokens = tables["concept_tokens"].where(concept=name, n=keep)[:CODES_SHOWN]
-    swaps = tables["traversal_cells"].where(concept=name)[:SWAPS_SHOWN]
+    for concept, name in enumerate(loaded.concepts):
+        images, importance = seen[concept]
+        yield Shown(
+            concept=concept,
+            name=name,
+            images=images,
+            importance=importance,
+            activation=maps["mean"][concept],
+            activation_error=maps["error"][concept],
+            images_averaged=int(maps["images"][concept]),
+            tokens=tables["concept_tokens"].where(concept=name, n=keep)[:CODES_SHOWN],
+            scales=tables["two_scale"].where(concept=name),
+            swaps=tables["traversal_cells"].where(concept=name)[:SWAPS_SHOWN],
+        )
+
+
+def _concept(shown: Shown, *, finder: Carried[Patches]) -> ConceptExhibit:
+    codes = [_code(row, shown, finder.value) for row in shown.tokens]
+    levels = finder.value.loaded.model.levels
     return ConceptExhibit(
-        name=name,
-        image_ids=batch.image_ids,
-        images=pictures(loaded, batch.tokens),
-        importance=activation_map(importance, signed=True).float().numpy(),
-        activation=maps["mean"][concept].numpy(),
-        activation_error=maps["error"][concept].numpy(),
-        images_averaged=int(maps["images"][concept]),
-        codes=tuple(_code(row, tables["two_scale"], finder, concept) for row in tokens),
-        best_swaps=tuple(swaps),
+        name=shown.name,
+        image_ids=shown.images.image_ids,
+        images=pictures(finder.value.loaded, shown.images.tokens),
+        importance=picture_map(activation_map(shown.importance, signed=True).float(), levels).numpy(),
+        activation=picture_map(shown.activation, levels).numpy(),
+        activation_error=picture_error(shown.activation_error, levels).numpy(),
+        images_averaged=shown.images_averaged,
+        codes=tuple(codes),
+        best_swaps=tuple(shown.swaps),
     )
 
 
-def _code(row: Mapping[str, Any], scales: Table, finder: Patches, concept: int) -> CodeExhibit:
+def _code(row: Mapping[str, Any], shown: Shown, finder: Patches) -> CodeExhibit:
     code = row["code"]
-    both = scales.where(concept=row["concept"], code=code)
+    both = [one for one in shown.scales if one["code"] == code]
     numbers = {key: row[key] for key in ("count", "share", "lift", "frequency")}
     numbers |= {"low": row["share_low"], "high": row["share_high"]}
     numbers |= {key: both[0][key] for key in ("local_rank", "global_rank", "effect")} if both else {}
     known = {key: float(value) for key, value in numbers.items() if value is not None}
-    return CodeExhibit(code=code, numbers=known, patches=finder.of(code, PATCHES, concept))
+    return CodeExhibit(code=code, numbers=known, patches=finder.of(code, PATCHES, shown.concept))
 
 
-def _clusters(table: Table, maps: Mapping[str, Tensor], finder: Patches) -> list[ClusterExhibit]:
-    found = []
-    for row in table.rows:
-        codes = row["codes"]
-        cut = [finder.of(code, 1) for code in codes[:CLUSTER_PATCHES]]
-        found.append(
-            ClusterExhibit(
-                number=row["cluster"],
-                codes=tuple(codes),
-                stability=row["stability"],
-                profile=maps["profile"][row["cluster"]].float().numpy(),
-                patches=np.concatenate(cut),
-            )
-        )
-    return found
+def _cluster_rows(study: Study, table: Table) -> list[tuple[Mapping[str, Any], Tensor]]:
+    profile = load_maps(study)["profile"]
+    return [(row, profile[row["cluster"]]) for row in table.rows]
+
+
+def _cluster(about: tuple[Mapping[str, Any], Tensor], *, finder: Carried[Patches]) -> ClusterExhibit:
+    row, profile = about
+    cut = [finder.value.of(code, 1) for code in row["codes"][:CLUSTER_PATCHES]]
+    return ClusterExhibit(
+        number=row["cluster"],
+        codes=tuple(row["codes"]),
+        stability=row["stability"],
+        profile=profile.float().numpy(),
+        patches=np.concatenate(cut),
+    )
 
 
 def _searches(found: Found, loaded: Loaded) -> list[SearchExhibit]:
@@ -200,7 +275,7 @@ def _search(found: Found, loaded: Loaded, source: int, target: int) -> SearchExh
     return SearchExhibit(
         source=loaded.concepts[source],
         target=loaded.concepts[target],
-        free=found.free.numpy(),
+        free=picture_map(found.free.float(), loaded.model.levels).bool().numpy(),
         before=pictures(loaded, found.start[rows]),
         after={name: pictures(loaded, grids[rows, 0]) for name, grids in found.tokens.items()}
         | _scratch(found, loaded, target),
@@ -234,8 +309,6 @@ def _model_facts(study: Study, loaded: Loaded) -> dict[str, str]:
 
 
 def _live(loaded: Loaded) -> int:
-    from vqcortex.pipelines.loaded import code_counts
-
     return int((code_counts(loaded.store, (*EXPLAINED, REPORTED)).sum(0) > 0).sum())
 
 
@@ -252,8 +325,9 @@ def _extractor_facts(loaded: Loaded) -> dict[str, str]:
 
 def _stages(study: Study) -> list[dict[str, Any]]:
     found = []
+    left_out = {"report"} if is_judged_by_own(study) else {"report", JUDGES}
     for stage in STAGES:
-        if (study.path(stage) / "stage.json").exists() and stage != "report":
+        if (study.path(stage) / "stage.json").exists() and stage not in left_out:
             record = study.record(stage)
             settings = record["key"]["settings"]
             found.append(

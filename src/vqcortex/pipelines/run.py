@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.pipelines import settings as all_settings
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import RunSettings
@@ -21,13 +22,17 @@ STEPS = (
     ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
     ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     ("SearchSettings", "vqcortex.pipelines.search:search"),
+    ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
     ("ReportSettings", "vqcortex.report.stage:report"),
 )
 
 
-def run(settings: RunSettings, *, progress: Progress = QUIET) -> Study:
+def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Study:
     """Explain a model's tokens from end to end: tokens, extractor, scores, concepts, traversal, search, evidence, page.
+
+    Judges are trained before the evidence where none lie with the model. A model that cannot decode has no pictures:
+    its stages up to the search are done, then a ModelError says so.
 
     Kill it anywhere and call it again: it goes on, and ends with the same bytes. A stage whose settings and inputs
     are unchanged is not done again.
@@ -35,6 +40,7 @@ def run(settings: RunSettings, *, progress: Progress = QUIET) -> Study:
     Args:
         settings: All there is to set; the defaults explain the embedded model.
         progress: Told how far it is.
+        engine: Where the pieces of every stage are done; the result is the same on any.
     Returns:
         The study: its `table(name)` reads any table, and `report/report.html` in its folder is the page.
     Raises:
@@ -43,7 +49,7 @@ def run(settings: RunSettings, *, progress: Progress = QUIET) -> Study:
     settings.check()
     for name, path in STEPS:
         module, _, function = path.partition(":")
-        getattr(import_module(module), function)(narrowed(settings, name), progress=progress)
+        getattr(import_module(module), function)(narrowed(settings, name), progress=progress, engine=engine)
     return Study(settings.out)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, final
@@ -12,16 +13,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vqcortex.engine.carried import Carried
+from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
 from vqcortex.files import write_json
-from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, code_counts, load_all
+from vqcortex.pipelines.levels import finest_codes, in_finest, shares_codes
+from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all
+from vqcortex.pipelines.plan import choose
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import SearchSettings
 from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
-from vqcortex.pipelines.tokens import choose
 from vqcortex.results import Column, Table, Trace, save_table
 from vqcortex.search import SEARCHES, make_search
-from vqcortex.search.protocol import Search
+from vqcortex.search.protocol import Restarted, Search
 from vqcortex.search.stability import search_stability
 from vqcortex.tokens.region import Region
 from vqcortex.weights import save_weights
@@ -53,9 +57,39 @@ class Found:
     scratch: Tensor | None
 
 
-def search(settings: SearchSettings, *, progress: Progress = QUIET) -> Path:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Some images that one strategy searches.
+
+    Args:
+        search: The strategy.
+        start: Their grids, (b, h, w).
+        free: True where tokens may change, (h, w).
+        target: Concept searched for, (b,).
+        image_ids: b names.
+    """
+
+    search: Search
+    start: Tensor
+    free: Tensor
+    target: Tensor
+    image_ids: tuple[str, ...]
+
+    def parts(self, size: int) -> Iterator[Task]:
+        """Tasks of at most `size` images each, in order."""
+        for first in range(0, len(self.image_ids), size):
+            rows = slice(first, first + size)
+            yield replace(self, start=self.start[rows], target=self.target[rows], image_ids=self.image_ids[rows])
+
+
+def search(settings: SearchSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:
     """Search for the codes that turn a study's images into another concept, with every strategy.
 
+    Args:
+        settings: What to search, and how long.
+        progress: Told how far it is.
+        engine: Where images are searched, as many at once as their restarts fill `batch`.
     Returns:
         Folder with found.safetensors (start, source, target, free, and per strategy the final grids), found.json
         (image ids and strategies) and the table search_stability.
@@ -67,10 +101,12 @@ def search(settings: SearchSettings, *, progress: Progress = QUIET) -> Path:
     study = Study(settings.out)
     loaded = load_all(study, settings.device)
     pairs = read_pairs(settings.pairs, loaded.concepts)
-    free = read_region(settings.region, loaded.store.manifest.grid)
+    levels = loaded.model.levels
+    free = in_finest(read_region(settings.region, levels[-1].grid), levels)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train")}
     key = stage_key("search", settings, SearchSettings, inputs)
-    run_stage(study, key, lambda folder: _search(folder, settings, loaded, pairs, free, progress))
+    carried = carry(study, settings.device, loaded)
+    run_stage(study, key, lambda folder: _search(folder, settings, carried, pairs, free, progress, engine))
     return study.path("search")
 
 
@@ -93,7 +129,8 @@ def read_pairs(texts: Sequence[str], concepts: tuple[str, ...]) -> list[tuple[in
 def read_region(text: str, grid: tuple[int, int]) -> Tensor:
     """True where tokens may change, (h, w).
 
-    "centre" is the published 4x4 window of a 16x16 grid, scaled; at least 2x2.
+    "centre" is the published 4x4 window of a 16x16 grid, scaled; at least 2x2. With several levels the grid is that of
+    the finest one.
     """
     if text == "centre":
         side = max(min(2, *grid), round(min(grid) / 4))
@@ -123,30 +160,28 @@ def strategy(name: str, settings: SearchSettings, alive: Tensor, **other: Any) -
 def _search(
     folder: Path,
     settings: SearchSettings,
-    loaded: Loaded,
+    carried: Carried[Loaded],
     pairs: list[tuple[int, int]],
     free: Tensor,
     progress: Progress,
+    engine: Engine,
 ) -> None:
-    device = loaded.model.codebook.device
+    loaded = carried.value
     start, source, target, image_ids = start_images(loaded, pairs, settings.search_images)
-    alive = (code_counts(loaded.store, EXPLAINED).sum(0) > 0).to(device)
-    strategies = [strategy(name, settings, alive) for name in SEARCHES]
-    traces = [
-        one(
-            loaded.trained.module,
-            loaded.model.codebook,
-            start.to(device),
-            free.to(device),
-            target.to(device),
-            image_ids,
-        )
-        for one in progress.track(strategies, "search: strategies", len(strategies))
+    alive = finest_codes(code_counts(loaded.store, EXPLAINED, engine).sum(0) > 0, loaded.model.levels)
+    has_scratch = settings.scratch and shares_codes(loaded.model.levels, loaded.model.k)
+    tasks = [
+        Task(search=strategy(name, settings, alive), start=start, free=free, target=target, image_ids=image_ids)
+        for name in SEARCHES
     ]
+    if has_scratch:
+        tasks.append(_scratch_task(settings, loaded, alive))
+    found = _searched(tasks, settings.batch, carried, progress, engine)
+    traces = found[: len(SEARCHES)]
     tensors = {"start": start, "source": source, "target": target, "free": free}
-    tensors |= {f"tokens:{trace.strategy}": trace.tokens.cpu() for trace in traces}
-    if settings.scratch:
-        tensors[SCRATCH] = _scratch(settings, loaded, alive)
+    tensors |= {f"tokens:{trace.strategy}": trace.tokens for trace in traces}
+    if has_scratch:
+        tensors[SCRATCH] = found[-1].tokens
     save_weights(tensors, folder / "found.safetensors")
     write_json(folder / "found.json", {"image_ids": list(image_ids), "strategies": [one.strategy for one in traces]})
     save_table(_stability(traces, source, loaded.concepts), folder)
@@ -171,18 +206,61 @@ def start_images(
     return torch.cat(grids), torch.tensor(sources), torch.tensor(targets), tuple(names)
 
 
-def _scratch(settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Tensor:
-    """Whole grids searched from the mean code, one problem per concept, (c, r, h, w)."""
-    device, c = loaded.model.codebook.device, len(loaded.concepts)
-    one = strategy("token_selection", settings, alive, restarts=settings.scratch, start="mean")
+def _scratch_task(settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Task:
+    """Whole grids searched from the mean code, one problem per concept."""
     grid = loaded.store.manifest.grid
-    nothing = torch.zeros(
-        c, *grid, dtype=torch.int64, device=device
-    )  # every position is free: what stands there is unread
-    names = [f"{SCRATCH}/{name}" for name in loaded.concepts]
-    everywhere = torch.ones(grid, dtype=torch.bool, device=device)
-    target = torch.arange(c, device=device)
-    return one(loaded.trained.module, loaded.model.codebook, nothing, everywhere, target, names).tokens.cpu()
+    return Task(
+        search=strategy("token_selection", settings, alive, restarts=settings.scratch, start="mean"),
+        # Every position is free: what stands there is unread.
+        start=torch.zeros(len(loaded.concepts), *grid, dtype=torch.int64),
+        free=torch.ones(grid, dtype=torch.bool),
+        target=torch.arange(len(loaded.concepts)),
+        image_ids=tuple(f"{SCRATCH}/{name}" for name in loaded.concepts),
+    )
+
+
+def _searched(
+    tasks: Sequence[Task], batch: int, carried: Carried[Loaded], progress: Progress, engine: Engine
+) -> list[Trace]:
+    """The trace of every task."""
+    parts = [(number, part) for number, task in enumerate(tasks) for part in task.parts(_images_at_once(task, batch))]
+    made = engine.map(partial(_search_part, carried=carried), (part for _, part in parts))
+    found: list[list[Trace]] = [[] for _ in tasks]
+    for (number, _), trace in progress.track(zip(parts, made, strict=True), "search: parts", len(parts)):
+        found[number].append(trace)
+    return list(map(_joined, found))
+
+
+def _images_at_once(task: Task, batch: int) -> int:
+    """Whole images whose restarts run together in one step."""
+    assert isinstance(task.search, Restarted)
+    return max(1, batch // task.search.restarts)
+
+
+def _search_part(part: Task, *, carried: Carried[Loaded]) -> Trace:
+    loaded = carried.value
+    device = loaded.model.codebook.device
+    found = part.search(
+        loaded.trained.module, loaded.model.codebook,
+        part.start.to(device), part.free.to(device), part.target.to(device), part.image_ids,
+    )  # fmt: skip
+    assert found.probability is not None
+    return replace(
+        found, tokens=found.tokens.cpu(), start=found.start.cpu(), free=found.free.cpu(),
+        target=found.target.cpu(), probability=found.probability.cpu(),
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[Trace]) -> Trace:
+    """One trace of the images of all parts, which were searched alike."""
+    chances = [part.probability for part in parts if part.probability is not None]
+    return replace(
+        parts[0],
+        tokens=torch.cat([part.tokens for part in parts]),
+        start=torch.cat([part.start for part in parts]),
+        target=torch.cat([part.target for part in parts]),
+        probability=torch.cat(chances, 1),
+    )
 
 
 STABILITY_COLUMNS = {

@@ -46,16 +46,19 @@ class TokensSettings(StudySettings):
     model: str = "zoo:fashion"
     """The model whose tokens are explained, as listed by `vqcortex models`."""
     images: str | None = None
-    """Encode real images from here instead of generating: imagefolder:DIR, parquet:PATH, idx:DIR, hf:NAME,
-    torchvision:NAME."""
+    """Encode real images from here instead of generating: imagefolder:DIR, parquet:PATH, prompts:TABLE, idx:DIR,
+    hf:NAME, torchvision:NAME."""
     images_split: str = "train"
     """Which part of the image source to read, as the source names it: train or test."""
     published: Path | None = None
     """Import from here instead of generating: the published layout, a folder of CSV and .npy files."""
+    prompts: Path | None = None
+    """Import from here instead of generating: a CSV, JSON Lines or Parquet table of prompts and tokens."""
     per_concept: int = 300
-    """Images per concept, at least 10; when encoding, at most this many are taken, in the source's order."""
+    """Images per concept, at least 10; when encoding, at most this many are taken, in the source's order; an import
+    takes all."""
     concepts: tuple[str, ...] = ()
-    """Concepts to take; none given: all the model or the source has."""
+    """Concepts to take; none given: all the model, the source or the table of prompts has."""
     pictures: bool = False
     """Keep the pictures beside the tokens (as PNG, in the form the Hugging Face Image feature reads)."""
     shard: int = 2000
@@ -67,8 +70,10 @@ class TokensSettings(StudySettings):
             yield f"per-concept={self.per_concept} must be at least 10: the images are split in three parts"
         if self.shard < 1:
             yield f"shard={self.shard} must be at least 1"
-        if self.images is not None and self.published is not None:
-            yield f"images={self.images!r} and published={str(self.published)!r} exclude each other; give one"
+        ways = {"images": self.images, "published": self.published, "prompts": self.prompts}
+        given = [f"{name}={str(place)!r}" for name, place in ways.items() if place is not None]
+        if len(given) > 1:
+            yield f"{' and '.join(given)} exclude each other; give one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,13 +232,44 @@ class SearchSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(StudySettings):
+class JudgedSettings(StudySettings):
+    """What training judges and asking them have in common."""
+
+    judges: str = ""
+    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model, or else
+    those trained for the study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgesSettings(JudgedSettings):
+    """Train judges on the study's own decoded training images, where none lie with its model."""
+
+    judge_epochs: int = 20
+    """Passes of a judge over the training images at most, at least 1."""
+    judge_patience: int = 6
+    """Epochs without a better validation loss before a judge's training stops; 0 never stops early."""
+    judge_rate: float = 1.5e-3
+    """Peak learning rate of a judge's AdamW, > 0."""
+    judge_minibatch: int = 64
+    """Images per optimiser step of a judge at most, at least 2; unlike batch it changes the result."""
+    judge_side: int = 64
+    """Pixels per side that a judge looks at, at least 8; larger images are reduced first, by the judge itself."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name, least in {"judge_epochs": 1, "judge_patience": 0, "judge_minibatch": 2, "judge_side": 8}.items():
+            if getattr(self, name) < least:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {least}"
+        if not self.judge_rate > 0:
+            yield f"judge-rate={self.judge_rate} must be above 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(JudgedSettings):
     """Measure the explanations with judges that took no part in making them."""
 
     evaluate_images: int = 1000
     """Test images judged, evenly over concepts, at least 1; all, if there are fewer."""
-    judges: str = ""
-    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model."""
     shares: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0)
     """Positions hidden, in percent of the grid, each above 0 and at most 100; at least one position is hidden."""
     fills: tuple[str, ...] = ("black", "grey", "mean_code", "resampled_codes")
@@ -266,9 +302,27 @@ class ReportSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsageSettings(StudySettings):
+    """Count which codes the study's images use, and draw them."""
+
+    split: str = "all"
+    """Images counted: all, train, validation, test."""
+    atlas: int = 256
+    """Live codes drawn, the most used first, shared by the levels, 0 to 4096; an eighth as many dead ones besides."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.split not in (known := ("all", "train", "validation", "test")):
+            yield f"split={self.split!r} must be one of {', '.join(known)}"
+        if not 0 <= self.atlas <= 4096:
+            yield f"atlas={self.atlas} must lie in 0 to 4096: the pictures share one page"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(
     ReportSettings,
     EvaluateSettings,
+    JudgesSettings,
     SearchSettings,
     TraverseSettings,
     ConceptsSettings,
@@ -276,4 +330,39 @@ class RunSettings(
     TrainSettings,
     TokensSettings,
 ):
-    """The main job: tokens, extractor, scores, concepts, traversal, search, evaluation, report."""
+    """The main job: tokens, extractor, scores, concepts, traversal, search, judges, evaluation, report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings:
+    """Examine a model: what it is, and whether it keeps the promises that explanations rest on."""
+
+    model: str = "zoo:fashion"
+    """The model: a name as listed by `vqcortex models`, FAMILY:PATH, or the path of a checkpoint."""
+    images: str | None = None
+    """Real pictures: a folder of them, or a source as in imagefolder:DIR, parquet:PATH, idx:DIR, hf:NAME."""
+    images_split: str = "train"
+    """Which part of the image source to read, as the source names it: train or test."""
+    limit: int = 16
+    """Pictures looked at, at least 2."""
+    out: Path | None = None
+    """Folder for doctor.json and, with pictures, strip.png; none: nothing is written."""
+    seed: int = 0
+    """Of the random grids and patterns."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1."""
+    batch: int = 8
+    """Images per step when speed is measured."""
+
+    def problems(self) -> Iterator[str]:
+        """Say what is wrong, one sentence each."""
+        if self.limit < 2:
+            yield f"limit={self.limit} must be at least 2: company in the batch is one of the checks"
+        if self.batch < 1:
+            yield f"batch={self.batch} must be at least 1"
+        if self.seed < 0:
+            yield f"seed={self.seed} must be at least 0"
+
+    def check(self) -> None:
+        """Return quietly, or raise one ConfigError that lists everything wrong."""
+        raise_all(self.problems())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqcortex.adapters.protocol import allowed_cells
 from vqcortex.concepts.pooling import ConceptTokens
 from vqcortex.concepts.two_scale import COLUMNS as SCALE_COLUMNS
 from vqcortex.concepts.two_scale import join_scales
-from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, code_counts, load_all
+from vqcortex.engine.carried import Carried
+from vqcortex.engine.protocol import SERIAL, Engine
+from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import TraverseSettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
@@ -44,11 +49,15 @@ ERROR_COLUMNS = {
 }
 
 
-def traverse(settings: TraverseSettings, *, progress: Progress = QUIET) -> Path:
+def traverse(settings: TraverseSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:
     """Traverse the codebook for every concept of a study.
 
     The effect of a code on a concept is averaged over test images of the *other* concepts: what would make them it.
 
+    Args:
+        settings: How much to traverse and verify.
+        progress: Told how far it is.
+        engine: Where concepts are traversed.
     Returns:
         Folder with the tables traversal_cells, traversal_error and two_scale, and effects.safetensors with the
         mean effect of every code at every position per concept, (c, k, h, w), in logits.
@@ -60,28 +69,44 @@ def traverse(settings: TraverseSettings, *, progress: Progress = QUIET) -> Path:
     loaded = load_all(study, settings.device)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train", "concepts")}
     key = stage_key("traverse", settings, TraverseSettings, inputs)
-    run_stage(study, key, lambda folder: _traverse(folder, settings, study, loaded, progress))
+    carried = carry(study, settings.device, loaded)
+
+    def work(folder: Path) -> None:
+        alive = code_counts(loaded.store, EXPLAINED, engine).sum(0) > 0
+        numbers = range(len(loaded.concepts))
+        found = engine.map(partial(_traverse_concept, carried=carried, alive=alive, settings=settings), numbers)
+        _write(folder, study, loaded, list(progress.track(found, "traverse: concepts", len(numbers))))
+
+    run_stage(study, key, work)
     return study.path("traverse")
 
 
-def _traverse(folder: Path, settings: TraverseSettings, study: Study, loaded: Loaded, progress: Progress) -> None:
-    alive = code_counts(loaded.store, EXPLAINED).sum(0) > 0
-    numbers = range(len(loaded.concepts))
-    found = [
-        traverse_codebook(
-            loaded.trained.module,
-            other_images(loaded, one, settings.traverse_images, settings.batch),
-            loaded.model.codebook,
-            one,
-            count=settings.verify,
-            sampled=settings.verify,
-            alive=alive.to(loaded.model.codebook.device),
-            seed=settings.seed,
-            batch=settings.batch,
-        )
-        for one in progress.track(numbers, "traverse: concepts", len(numbers))
-    ]
-    save_weights({"effect": torch.stack([one.effect.cpu() for one in found])}, folder / "effects.safetensors")
+def _traverse_concept(
+    concept: int, *, carried: Carried[Loaded], alive: Tensor, settings: TraverseSettings
+) -> Traversal:
+    loaded = carried.value
+    device = loaded.model.codebook.device
+    allowed = allowed_cells(loaded.model.levels, loaded.model.k)
+    found = traverse_codebook(
+        loaded.trained.module,
+        other_images(loaded, concept, settings.traverse_images, settings.batch),
+        loaded.model.codebook,
+        concept,
+        count=settings.verify,
+        sampled=settings.verify,
+        alive=alive.to(device),
+        allowed=None if allowed is None else allowed.to(device),
+        seed=settings.seed,
+        batch=settings.batch,
+    )
+    return replace(
+        found, effect=found.effect.cpu(), cells=found.cells.cpu(), estimated=found.estimated.cpu(),
+        measured=found.measured.cpu(), measured_error=found.measured_error.cpu(),
+    )  # fmt: skip
+
+
+def _write(folder: Path, study: Study, loaded: Loaded, found: list[Traversal]) -> None:
+    save_weights({"effect": torch.stack([one.effect for one in found])}, folder / "effects.safetensors")
     save_table(_cells(found, loaded.concepts), folder)
     save_table(_errors(found, loaded.concepts), folder)
     save_table(_scales(found, study, loaded), folder)
@@ -128,7 +153,7 @@ def _scales(found: list[Traversal], study: Study, loaded: Loaded) -> Table:
         name = loaded.concepts[one.concept]
         local = _tokens_of(tokens.where(concept=name, n=keep), one.concept, keep)
         also = min(ALSO, len(one.code_relevance))
-        rows += join_scales(local, one.code_relevance.cpu(), name, also=also).rows
+        rows += join_scales(local, one.code_relevance, name, also=also).rows
     return Table("two_scale", SCALE_COLUMNS, rows)
 
 

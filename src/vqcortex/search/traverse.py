@@ -125,6 +125,7 @@ def best_cells(
     count: int,
     alive: Bool[Tensor, " codes"] | None = None,
     distinct: Distinct = "cell",
+    allowed: Bool[Tensor, "k h w"] | None = None,
 ) -> Int[Tensor, "v 3"]:
     """Return the cells (code, row, column) of largest effect, best first; of equals, the first in the table.
 
@@ -133,6 +134,8 @@ def best_cells(
         count: Cells wanted, at least 1; fewer come back when there are fewer.
         alive: True for the codes to choose from; None: all.
         distinct: "cell" takes the best; "position" at most one cell per position; "code" at most one per code.
+        allowed: True where a code may stand at a position, for models whose levels have codebooks of their own;
+            None: everywhere.
 
     Raises:
         ConfigError: `count` is below 1, `distinct` unknown, or no code is live.
@@ -144,8 +147,13 @@ def best_cells(
         raise ConfigError(f"distinct={distinct!r} must be one of {', '.join(get_args(Distinct))}")
     live = live_codes(effect.flatten(1), alive)
     table = effect[live].flatten(1)  # (a, hw)
+    if allowed is not None:
+        table = table.masked_fill(~allowed[live].flatten(1), -torch.inf)
     flat = _candidates(table, distinct)
+    flat = flat[table.flatten()[flat] > -torch.inf]
     values = table.flatten()[flat]
+    if not len(values):
+        raise ConfigError("none of the live codes may stand anywhere; at least 1 must, so check `alive` and `allowed`")
     kept = flat[_largest(values, count)]
     code, place = live[kept // table.shape[1]], kept % table.shape[1]
     return torch.stack([code, place // effect.shape[2], place % effect.shape[2]], 1)
@@ -268,6 +276,7 @@ def traverse(
     sampled: int = 0,
     alive: Bool[Tensor, " codes"] | None = None,
     distinct: Distinct = "position",
+    allowed: Bool[Tensor, "k h w"] | None = None,
     seed: int = 0,
     batch: int = 64,
 ) -> Traversal:
@@ -282,7 +291,7 @@ def traverse(
         sampled: Further cells to verify, drawn evenly from all live cells, at least 0. The best cells are those whose
             estimate is most likely too high; drawn ones show the error of the estimate at large.
         alive: True for the codes to verify, (k,); None: all. The table of effects holds every code.
-        distinct: Which of the best cells to verify, see `best_cells`.
+        distinct: Which of the best cells to verify, see `best_cells`; so is allowed.
         seed: Of the draw.
         batch: Grids that run at once; changes speed and memory, never results.
     Raises:
@@ -293,8 +302,8 @@ def traverse(
         raise ConfigError("batches can be read only once but traversal reads them twice; pass a list of token grids")
     total = _summed(extractor, _pieces(batches, batch), codebook, concept)
     effect = total.effects(codebook).div_(total.images)
-    cells = best_cells(effect, count, alive, distinct)
-    cells = _ordered(effect, torch.cat([cells, sampled_cells(effect, sampled, alive, seed)]))
+    cells = best_cells(effect, count, alive, distinct, allowed)
+    cells = _ordered(effect, torch.cat([cells, sampled_cells(effect, sampled, alive, seed, allowed)]))
     measured, error = verify_cells(extractor, batches, codebook, concept, cells, batch=batch)
     return Traversal(
         concept=concept,
@@ -320,11 +329,19 @@ def _summed(extractor: nn.Module, batches: Iterable[Tensor], codebook: Tensor, c
 
 
 def sampled_cells(
-    effect: Float[Tensor, "k h w"], count: int, alive: Bool[Tensor, " codes"] | None, seed: int
+    effect: Float[Tensor, "k h w"],
+    count: int,
+    alive: Bool[Tensor, " codes"] | None,
+    seed: int,
+    allowed: Bool[Tensor, "k h w"] | None = None,
 ) -> Int[Tensor, "v 3"]:
-    """Return cells drawn evenly from all live ones; the same seed draws the same cells."""
+    """Return cells drawn evenly from all that are live and allowed; the same seed draws the same cells."""
     live = live_codes(effect.flatten(1), alive)
     rng = generator_for(seed, "sampled cells")
+    if allowed is not None:
+        cells = allowed[live].nonzero()
+        drawn = cells[torch.randint(len(cells), (count,), generator=rng).to(cells.device)]
+        return torch.cat([live[drawn[:, :1]], drawn[:, 1:]], 1)
     bounds = (len(live), *effect.shape[1:])
     code, row, column = (torch.randint(bound, (count,), generator=rng).to(live.device) for bound in bounds)
     return torch.stack([live[code], row, column], 1)

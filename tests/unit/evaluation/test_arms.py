@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from leveled import TWO, LeveledAdapter, grids_of
 
+from vqcortex.adapters.protocol import split_levels
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import ConfigError, ShapeError
 from vqcortex.evaluation.arms import (
@@ -104,3 +106,15 @@ def test_scores_come_by_name_whatever_the_batch():
     assert list(found) == ["random", "centre", "brightness"]
     for name, scores in score_arms(arms, TOY, tokens, concept, ids).items():
         assert torch.equal(found[name], scores)
+
+
+def test_several_levels_are_measured_in_the_same_picture():
+    model = LeveledAdapter(TWO)
+    tokens = grids_of(TWO, 2)
+    near = Centre()(model, tokens, torch.zeros(2, dtype=torch.long), ["a", "b"])
+    top, bottom = split_levels(near, TWO)
+    assert top.unique().tolist() == [-0.125]
+    assert bottom[0, 1, 1] > top[0, 0, 0] > bottom[0, 0, 0]
+    light = Brightness()(model, tokens, torch.zeros(2, dtype=torch.long), ["a", "b"])
+    top, bottom = split_levels(light, TWO)
+    torch.testing.assert_close(top, torch.nn.functional.avg_pool2d(bottom, 2))

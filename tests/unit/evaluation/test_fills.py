@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from leveled import TWO, LeveledAdapter, grids_of
 
+from vqcortex.adapters.protocol import join_levels
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import ConfigError
 from vqcortex.evaluation.fills import (
@@ -109,3 +111,14 @@ def test_frequencies_are_counted():
 def test_frequencies_that_mean_nothing_are_refused(fill, frequency, words):
     with pytest.raises(ConfigError, match=words):
         fill(frequency=frequency)(TOY, TOKENS, CORNER, ["a"])
+
+
+def test_a_hidden_token_of_any_level_covers_its_part_of_the_picture():
+    model = LeveledAdapter(TWO)
+    tokens = grids_of(TWO, 1)
+    top, bottom = torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
+    top[0, 0, 1], bottom[0, 3, 0] = True, True
+    shown = Grey()(model, tokens, join_levels([top, bottom]), ["a"], torch.zeros(1, 3, 24, 24))[0, 0]
+    wanted = torch.zeros(24, 24)
+    wanted[:12, 12:], wanted[18:, :6] = 0.5, 0.5
+    assert torch.equal(shown, wanted)

@@ -10,7 +10,9 @@ import pytest
 
 from vqcortex.pipelines import run as running
 from vqcortex.pipelines.run import demo_settings, run
-from vqcortex.pipelines.study import STAGES
+from vqcortex.pipelines.study import STAGES as ALL_STAGES
+
+STAGES = [stage for stage in ALL_STAGES if stage != "judges"]  # the toy has its own
 
 
 def test_every_stage_is_finished_and_there_is_a_page(toy_study):
@@ -86,4 +88,4 @@ def test_the_demo_is_a_run_of_the_embedded_model(tmp_path):
 
 
 def test_steps_and_stages_are_the_same_list():
-    assert len(running.STEPS) == len(STAGES)
+    assert len(running.STEPS) == len(ALL_STAGES)

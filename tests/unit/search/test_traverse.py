@@ -258,3 +258,21 @@ def test_a_gradient_that_is_not_finite_is_named(drawn):
     codebook, tokens = drawn
     with pytest.raises(ModelError, match="gives NaN gradients for 5 of 5 images"):
         traverse(Root(), [tokens], codebook, 0)
+
+
+def test_cells_that_are_not_allowed_are_never_chosen():
+    effect = torch.arange(24.0).view(4, 2, 3)
+    allowed = torch.zeros(4, 2, 3, dtype=torch.bool)
+    allowed[0, 0], allowed[1, 1] = True, True
+    found = best_cells(effect, 99, None, "cell", allowed)
+    assert found.tolist() == [[1, 1, 2], [1, 1, 1], [1, 1, 0], [0, 0, 2], [0, 0, 1], [0, 0, 0]]
+    drawn = sampled_cells(effect, 50, torch.tensor([True, True, False, True]), 0, allowed)
+    assert len(drawn) == 50
+    assert all(allowed[code, row, column] for code, row, column in drawn.tolist())
+    assert {code for code, _, _ in drawn.tolist()} == {0, 1}
+
+
+def test_no_allowed_cell_is_an_error():
+    effect = torch.zeros(2, 1, 1)
+    with pytest.raises(ConfigError, match="none of the live codes may stand anywhere"):
+        best_cells(effect, 1, torch.tensor([True, False]), "cell", torch.tensor([False, True])[:, None, None])
