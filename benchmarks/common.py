@@ -115,9 +115,9 @@ def growth_of(work: Callable[[], object]) -> float:
     Meant for a fresh process: what earlier work has left free inside the allocator does not count as growth.
     """
     _forget_peak()
-    before = _peak()
+    before = peak()
     work()
-    return (_peak() - before) / 2**20
+    return (peak() - before) / 2**20
 
 
 def _forget_peak() -> None:
@@ -128,7 +128,7 @@ def _forget_peak() -> None:
         return
 
 
-def _peak() -> int:
+def peak() -> int:
     """Most bytes this process has held.
 
     The kernel's count of this process, where there is one: the count that getrusage gives starts, after a fork, from

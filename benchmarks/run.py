@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import adapters
 import pooling
 import search
 import tis
@@ -26,7 +27,7 @@ from vqcortex.files import write_bytes, write_json
 HERE = Path(__file__).parent
 RESULTS, PAGE = "results.json", "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
-BENCHMARKS: Mapping[str, ModuleType] = {"tis": tis, "search": search, "pooling": pooling}
+BENCHMARKS: Mapping[str, ModuleType] = {"tis": tis, "search": search, "pooling": pooling, "adapters": adapters}
 
 
 def measure(name: str, *, small: bool, repeats: int) -> dict[str, Any]:

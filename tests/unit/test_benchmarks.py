@@ -11,7 +11,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FILES = ("common", "tis", "search", "pooling", "run")
+FILES = ("common", "tis", "search", "pooling", "adapters", "run")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,10 @@ def run(bench, *words):
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(("name", "targets"), [("tis", [10, 10, 13, 1]), ("search", [3]), ("pooling", [100])])
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [("tis", [10, 10, 13, 1]), ("search", [3]), ("pooling", [100]), ("adapters", [1 / 1.05] * 4)],
+)
 def test_every_benchmark_runs_at_toy_size(bench, name, targets):
     result = bench.run.measure(name, small=True, repeats=2)
     compared = result["comparisons"]
@@ -98,6 +101,18 @@ def test_pooling_from_files_changes_nothing(bench, tmp_path):
 def test_the_loop_reads_text_and_lists_alike(bench):
     works = bench.pooling.loops(bench.pooling.case_of(bench.pooling.SMALL).first(12))
     assert works["texts"]() == works["lists"]()
+
+
+def test_adapters_and_the_libraries_do_the_same(bench):
+    adapters = bench.adapters
+    pixels = adapters.images_of(adapters.SMALL, 0)
+    for make in adapters.CASES:
+        case = make(adapters.SMALL)
+        with torch.no_grad():
+            tokens = case.encode(pixels)
+            assert torch.equal(case.ours.encode(pixels), tokens)
+            assert len(tokens.unique()) > 10  # codes are apart: not one of them is everybody's
+            torch.testing.assert_close(case.ours.decode(case.ours.embed(tokens)), case.decode(tokens))
 
 
 def test_things_are_timed_in_turns(bench):
