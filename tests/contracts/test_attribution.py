@@ -18,6 +18,10 @@ from vqcortex.registry import Registry
 IDS = ["a", "b", "c", "d"]
 NAMES = sorted(METHODS)
 NOISY = [name for name in NAMES if hasattr(METHODS[name], "draws")]
+SEEDED = [name for name in NAMES if hasattr(METHODS[name], "seed")]
+IN_PARTS = [name for name in NAMES if hasattr(METHODS[name], "at_once")]
+FOR_ANY_CONCEPT = {"attention_rollout"}  # attention does not ask what for
+SMALL = {"draws": 6, "nodes": 3, "permutations": 3, "masks": 8}
 
 
 class Net(nn.Module):
@@ -34,17 +38,37 @@ class Net(nn.Module):
         return self.head(self.drop(torch.tanh(self.norm(self.mix(embedded)))).flatten(1))
 
 
+class AttentiveNet(Net):
+    """The same with a class token that attends to the positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.randn(1, 1, 6))
+        self.blocks = nn.ModuleList(nn.MultiheadAttention(6, 2, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(6, 8)
+
+    def forward(self, embedded):
+        x = self.drop(torch.tanh(self.norm(self.mix(embedded)))).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+        for block in self.blocks:
+            x = x + block(3 * x, 3 * x, x, need_weights=False)[0]
+        return self.head(x[:, 0])
+
+
 @pytest.fixture
-def case():
+def case(request):
     torch.manual_seed(0)
+    about = getattr(request.node, "callspec", None)
+    net = AttentiveNet if about and about.params.get("name") == "attention_rollout" else Net
     toy, concept = ToyAdapter(), torch.tensor([1, 4, 7, 4])
     # One image far wider in range than the others: a shared noise scale would show.
     embedded = toy.embed(toy.generate(concept, IDS, 0)) * torch.tensor([1, 5, 1, 1])[:, None, None, None]
-    return Net(), embedded, concept
+    return net(), embedded, concept
 
 
 def method_named(name: str, **settings) -> Method:
-    return build_method(name, codebook=ToyAdapter().codebook, **settings)
+    codes = ToyAdapter().codebook
+    return build_method(name, codebook=codes, frequency=torch.arange(len(codes)), resamples=2, **{**SMALL, **settings})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,6 +77,32 @@ def test_company_changes_nothing(name, case):
     method = method_named(name)
     alone = [method(net, embedded[[i]], concept[[i]], [IDS[i]]) for i in range(4)]
     torch.testing.assert_close(method(net, embedded, concept, IDS), torch.cat(alone))
+
+
+@pytest.mark.parametrize("sampling", ["plain", "antithetic", "quasi"])
+@pytest.mark.parametrize("name", NAMES)
+def test_company_and_order_change_nothing_with_drawn_codes_however_drawn(name, sampling, case):
+    net, embedded, concept = case
+    method, order = method_named(name, baseline="resampled", sampling=sampling), [2, 0, 3, 1]
+    alone = [method(net, embedded[[i]], concept[[i]], [IDS[i]]) for i in order]
+    shuffled = method(net, embedded[order], concept[order], [IDS[i] for i in order])
+    torch.testing.assert_close(shuffled, torch.cat(alone))
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_forward_holds_no_more_grids_than_allowed_and_that_changes_nothing(name, case):
+    net, embedded, concept = case
+    seen = []
+    net.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    few = method_named(name, at_once=3)(net, embedded, concept, IDS)
+    assert max(seen) == 3
+    torch.testing.assert_close(few, method_named(name, at_once=10_000)(net, embedded, concept, IDS))
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_no_grid_at_once_is_an_error(name):
+    with pytest.raises(ConfigError, match="at_once=0 must be at least 1"):
+        method_named(name, at_once=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +127,8 @@ def test_scores_are_finite_one_per_position_and_follow_the_concept(name, case):
     scores = method_named(name)(net, embedded, concept, IDS)
     assert scores.shape == (4, 4, 4)
     assert scores.isfinite().all()
-    assert not torch.allclose(scores, method_named(name)(net, embedded, (concept + 1) % 8, IDS))
+    others = method_named(name)(net, embedded, (concept + 1) % 8, IDS)
+    assert torch.allclose(scores, others) == (name in FOR_ANY_CONCEPT)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,23 +180,47 @@ def test_some_methods_draw_noise():
     assert "gradient" not in NOISY
 
 
-@pytest.mark.parametrize("name", NOISY)
-def test_the_seed_and_the_image_id_decide_the_noise(name, case):
+@pytest.mark.parametrize("name", SEEDED)
+def test_the_seed_and_the_image_id_decide_what_is_drawn(name, case):
     net, embedded, concept = case
     scores = method_named(name)(net, embedded, concept, IDS)
     assert not torch.allclose(method_named(name, seed=1)(net, embedded, concept, IDS), scores)
     assert not torch.allclose(method_named(name)(net, embedded, concept, ["e", "f", "g", "h"]), scores)
 
 
+@pytest.mark.parametrize("baseline", ["mean", "resampled"])
+@pytest.mark.parametrize("sampling", ["plain", "antithetic", "quasi"])
 @pytest.mark.parametrize("name", NAMES)
-def test_passes_are_the_forwards_that_happen(name, case):
+def test_passes_are_the_images_that_go_forward_and_the_gradients_that_come_back(name, sampling, baseline, case):
     net, embedded, concept = case
-    seen = []
-    net.register_forward_hook(lambda *_: seen.append(1))
-    method = method_named(name, draws=3)
+    forward, backward = [], []
+
+    def count(module, given, logits):
+        forward.append(len(logits))
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: backward.append(len(gradient)))
+
+    net.register_forward_hook(count)
+    method = method_named(name, baseline=baseline, sampling=sampling)
     method(net, embedded, concept, IDS)
-    assert method.passes == (len(seen), len(seen))
-    assert len(seen) == (3 if name in NOISY else 1)
+    assert method.passes((4, 4)) == (sum(forward) / 4, sum(backward) / 4)
+
+
+def test_costs_on_a_grid_are_known():
+    costs = {name: method_named(name).passes((4, 4)) for name in NAMES}
+    assert costs == {
+        "attention_rollout": (1, 0),
+        "banzhaf": (8, 0),
+        "ensemble": (6, 6),
+        "gradient": (1, 1),
+        "gradient_x_embedding": (1, 1),
+        "greedy_removal": (135, 0),  # 16 + 15 + ... + 2
+        "integrated_gradients": (3, 3),
+        "noisy_gradient_x_embedding": (6, 6),
+        "occlusion": (17, 0),
+        "shapley": (47, 0),  # 3 orders of 15, and both ends
+        "tis": (6, 6),
+    }
 
 
 class Graph:
@@ -208,18 +283,41 @@ def test_a_concept_without_a_logit_is_an_error(name, case):
 def test_nan_weights_are_an_error_that_says_so(name, case):
     net, embedded, concept = case
     net.mix.weight.data[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ModelError, match=r"NaN or infinite gradients for 4 of 4 images, 'a' first.*weights"):
+    what = "gradients" if method_named(name).passes((4, 4))[1] else "logits"
+    with pytest.raises(ModelError, match=rf"NaN or infinite {what} for 4 of 4 images, 'a' first.*weights"):
         method_named(name)(net, embedded, concept, IDS)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_extractor_that_cuts_the_gradient_is_an_error(name, case):
-    class Cut(Net):
-        def forward(self, embedded):
-            return super().forward(embedded.detach())
+class Cut(Net):
+    """No gradient comes back through it."""
 
+    def forward(self, embedded):
+        return super().forward(embedded.detach())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if method_named(name).passes((4, 4))[1]])
+def test_an_extractor_that_cuts_the_gradient_is_an_error(name, case):
     with pytest.raises(ModelError, match="no gradient with respect to the embedding"):
         method_named(name)(Cut(), *case[1:], IDS)
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_methods_that_only_go_forward_need_no_gradient(name, case):
+    assert method_named(name)(Cut(), *case[1:], IDS).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_extractor_with_one_concept_is_an_error(name, case):
+    net, embedded, concept = case
+    net.head = nn.Linear(net.head.in_features, 1)
+    with pytest.raises(ConfigError, match=r"this extractor has 1 logit.*at least 2 concepts are needed"):
+        method_named(name)(net, embedded, torch.zeros_like(concept), IDS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(METHODS[name], "baseline")])
+def test_a_baseline_of_another_width_is_an_error(name, case):
+    with pytest.raises(ShapeError, match=r"baseline has shape \(5,\) but codes have 3 channels"):
+        method_named(name, baseline=torch.zeros(5))(*case, IDS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -232,7 +330,12 @@ def test_a_method_says_where_it_comes_from_and_which_way_is_better(name):
 
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"draws": 0}, "draws=0 must be"), ({"noise": -0.1}, r"noise=-0\.1 must be")]
+    ("settings", "message"),
+    [
+        ({"draws": 0}, "draws=0 must be"),
+        ({"noise": -0.1}, r"noise=-0\.1 must be"),
+        ({"sampling": "sobol"}, "sampling='sobol' must be one of plain, antithetic, quasi"),
+    ],
 )
 def test_noise_settings_out_of_range_are_errors(name, settings, message):
     with pytest.raises(ConfigError, match=message):

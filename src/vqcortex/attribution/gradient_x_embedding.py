@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, final
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vqcortex.attribution.baselines import Baseline, DrawnCodes, baseline_grid, completeness_gap, expected
 from vqcortex.attribution.gradient import mean_gradient
 from vqcortex.attribution.tis import noise_problems, passes_of
 from vqcortex.config import raise_all
-from vqcortex.errors import ShapeError
 
 
 @final
@@ -24,16 +24,16 @@ class GradientXEmbedding:
     logit of a grid filled with the baseline, exactly.
 
     Args:
-        baseline: The code (d,) that stands for "nothing here", such as the mean code; None: zero.
+        baseline: The code (d,) that stands for "nothing here", such as the mean code; None: zero. Of codes drawn
+            by use the expected code is taken: the score is linear in the baseline, so that is their mean exactly.
     """
 
     better: ClassVar[Literal["higher"]] = "higher"
     source: ClassVar[str] = "Shrikumar et al. 2016, arXiv:1605.01713; with a baseline, its first-order form"
 
-    baseline: Float[Tensor, " d"] | None = field(default=None, repr=False, compare=False)
+    baseline: Float[Tensor, " d"] | DrawnCodes | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def passes(self) -> tuple[int, int]:
+    def passes(self, grid: tuple[int, int]) -> tuple[int, int]:
         return 1, 1
 
     def __call__(
@@ -46,6 +46,18 @@ class GradientXEmbedding:
         moved = _moved(embedded, self.baseline)
         return (mean_gradient(extractor, embedded, concept, image_ids) * moved).sum(1)
 
+    def gap(
+        self,
+        scores: Float[Tensor, "b h w"],
+        extractor: nn.Module,
+        embedded: Float[Tensor, "b d h w"],
+        concept: Int[Tensor, " b"],
+        image_ids: Sequence[str],
+    ) -> Float[Tensor, " b"]:
+        """By how much the scores fail to add up, in logits: see `protocol.ReportsGap`."""
+        start = expected(self.baseline)
+        return completeness_gap(scores, extractor, embedded, concept, image_ids, baseline=start)
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +69,7 @@ class NoisyGradientXEmbedding:
         noise: Standard deviation as a fraction of each image's own value range, 0 or more.
         seed: Draws depend on this and on the image id, never on the batch.
         baseline: As for `GradientXEmbedding`.
+        sampling: "plain", "antithetic" or "quasi": see `noise.unit_noises`.
     """
 
     better: ClassVar[Literal["higher"]] = "higher"
@@ -67,13 +80,13 @@ class NoisyGradientXEmbedding:
     draws: int = 20
     noise: float = 0.2
     seed: int = 0
-    baseline: Float[Tensor, " d"] | None = field(default=None, repr=False, compare=False)
+    baseline: Float[Tensor, " d"] | DrawnCodes | None = field(default=None, repr=False, compare=False)
+    sampling: str = "plain"
 
     def __post_init__(self) -> None:
-        raise_all(noise_problems(self.draws, self.noise))
+        raise_all(noise_problems(self.draws, self.noise, self.sampling))
 
-    @property
-    def passes(self) -> tuple[int, int]:
+    def passes(self, grid: tuple[int, int]) -> tuple[int, int]:
         return passes_of(self.draws, self.noise)
 
     def __call__(
@@ -84,7 +97,14 @@ class NoisyGradientXEmbedding:
         image_ids: Sequence[str],
     ) -> Float[Tensor, "b h w"]:
         gradient = mean_gradient(
-            extractor, embedded, concept, image_ids, draws=self.draws, noise=self.noise, seed=self.seed
+            extractor,
+            embedded,
+            concept,
+            image_ids,
+            draws=self.draws,
+            noise=self.noise,
+            seed=self.seed,
+            sampling=self.sampling,
         )
         return self.from_gradient(gradient, embedded)
 
@@ -94,14 +114,21 @@ class NoisyGradientXEmbedding:
         """The scores, given the mean gradient: see `protocol.score_together`."""
         return (gradient * _moved(embedded, self.baseline)).sum(1)
 
+    def gap(
+        self,
+        scores: Float[Tensor, "b h w"],
+        extractor: nn.Module,
+        embedded: Float[Tensor, "b d h w"],
+        concept: Int[Tensor, " b"],
+        image_ids: Sequence[str],
+    ) -> Float[Tensor, " b"]:
+        """By how much the scores fail to add up, in logits: see `protocol.ReportsGap`."""
+        start = expected(self.baseline)
+        return completeness_gap(scores, extractor, embedded, concept, image_ids, baseline=start)
 
-def _moved(embedded: Float[Tensor, "b d h w"], baseline: Tensor | None) -> Float[Tensor, "b d h w"]:
+
+def _moved(embedded: Float[Tensor, "b d h w"], baseline: Baseline) -> Float[Tensor, "b d h w"]:
     """The embedding, measured from the baseline."""
     if baseline is None:
         return embedded
-    if baseline.shape != embedded.shape[1:2]:
-        raise ShapeError(
-            f"the baseline has shape {tuple(baseline.shape)} but codes have {embedded.shape[1]} channels; "
-            "give one code, as in codebook.mean(0)"
-        )
-    return embedded - baseline.to(embedded)[:, None, None]
+    return embedded - baseline_grid(expected(baseline), 0, embedded, ())

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vqcortex.attribution.gradient import REDUCTIONS, mean_gradient
+from vqcortex.attribution.noise import sampling_problems
 from vqcortex.config import raise_all
 
 
@@ -24,6 +25,7 @@ class Tis:
         reduce: From d channels to one number: the largest signed value ("max", as published), the mean, the
             largest or mean absolute value, or the Euclidean norm.
         seed: Draws depend on this and on the image id, never on the batch.
+        sampling: "plain" as published, "antithetic" or "quasi": see `noise.unit_noises`.
     """
 
     better: ClassVar[Literal["higher"]] = "higher"
@@ -33,12 +35,12 @@ class Tis:
     noise: float = 0.2
     reduce: str = "max"
     seed: int = 0
+    sampling: str = "plain"
 
     def __post_init__(self) -> None:
-        raise_all([*noise_problems(self.draws, self.noise), *_reduce_problems(self.reduce)])
+        raise_all([*noise_problems(self.draws, self.noise, self.sampling), *_reduce_problems(self.reduce)])
 
-    @property
-    def passes(self) -> tuple[int, int]:
+    def passes(self, grid: tuple[int, int]) -> tuple[int, int]:
         return passes_of(self.draws, self.noise)
 
     def __call__(
@@ -49,7 +51,14 @@ class Tis:
         image_ids: Sequence[str],
     ) -> Float[Tensor, "b h w"]:
         gradient = mean_gradient(
-            extractor, embedded, concept, image_ids, draws=self.draws, noise=self.noise, seed=self.seed
+            extractor,
+            embedded,
+            concept,
+            image_ids,
+            draws=self.draws,
+            noise=self.noise,
+            seed=self.seed,
+            sampling=self.sampling,
         )
         return self.from_gradient(gradient, embedded)
 
@@ -77,8 +86,7 @@ class Gradient:
     def __post_init__(self) -> None:
         raise_all(_reduce_problems(self.reduce))
 
-    @property
-    def passes(self) -> tuple[int, int]:
+    def passes(self, grid: tuple[int, int]) -> tuple[int, int]:
         return 1, 1
 
     def __call__(
@@ -96,12 +104,13 @@ def passes_of(draws: int, noise: float) -> tuple[int, int]:
     return (draws, draws) if noise else (1, 1)
 
 
-def noise_problems(draws: int, noise: float) -> Iterator[str]:
+def noise_problems(draws: int, noise: float, sampling: str) -> Iterator[str]:
     """What is wrong with the settings of the noise, if anything."""
     if draws < 1:
         yield f"draws={draws} must be at least 1"
     if not 0 <= noise < float("inf"):
         yield f"noise={noise} must be 0 or more; 0.2 is the published value"
+    yield from sampling_problems(sampling)
 
 
 def _reduce_problems(reduce: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vqcortex.attribution.gradient import REDUCTIONS, gradient_of_logits, mean_gradient, value_range
+from vqcortex.errors import ConfigError
 
 IDS = ["a", "b"]
 
@@ -101,3 +102,42 @@ def test_reductions_by_hand():
     gradient = torch.tensor([1.0, -3.0, 0.0, 2.0]).view(1, 4, 1, 1)
     found = {name: float(reduce(gradient)) for name, reduce in REDUCTIONS.items()}
     assert found == pytest.approx({"max": 2, "mean": 0, "abs_max": 3, "abs_mean": 1.5, "norm": 14**0.5})
+
+
+@pytest.mark.parametrize("sampling", ["plain", "antithetic", "quasi"])
+def test_every_way_of_drawing_has_the_same_mean(sampling):
+    embedded = torch.rand(2, 3, 4, 4)
+    clean = mean_gradient(Square(), embedded, torch.tensor([1, 1]), IDS)
+    found = mean_gradient(Square(), embedded, torch.tensor([1, 1]), IDS, draws=400, noise=0.2, sampling=sampling)
+    torch.testing.assert_close(found, clean, rtol=0, atol=0.1)
+
+
+def test_opposite_draws_cancel_odd_terms_of_a_quadratic_extractor_exactly():
+    embedded = torch.rand(2, 3, 4, 4).double()
+    clean = mean_gradient(Square(), embedded, torch.tensor([1, 2]), IDS)
+    for draws, exact in ((2, True), (6, True), (5, False)):
+        found = mean_gradient(
+            Square(), embedded, torch.tensor([1, 2]), IDS, draws=draws, noise=0.5, sampling="antithetic"
+        )
+        assert torch.allclose(found, clean, rtol=1e-12, atol=1e-12) == exact
+
+
+def test_on_a_smooth_net_paired_and_stratified_draws_come_nearer_to_the_mean_of_a_thousand():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(8 * 16, 3)).double()
+    embedded, concept = torch.randn(12, 3, 4, 4).double(), torch.arange(12) % 3
+    ids = [f"image {i}" for i in range(12)]
+    wanted = mean_gradient(net, embedded, concept, ids, draws=1000, noise=0.2, seed=1)
+    error = {
+        sampling: float(
+            (mean_gradient(net, embedded, concept, ids, draws=8, noise=0.2, sampling=sampling) - wanted).std()
+        )
+        for sampling in ("plain", "antithetic", "quasi")
+    }
+    assert error["antithetic"] < 0.6 * error["plain"]
+    assert error["quasi"] < 0.7 * error["plain"]
+
+
+def test_one_logit_is_too_few():
+    with pytest.raises(ConfigError, match="this extractor has 1 logit"):
+        mean_gradient(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), torch.rand(1, 1, 2, 2), torch.tensor([0]), ["a"])

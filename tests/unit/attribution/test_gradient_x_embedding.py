@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from vqcortex.attribution.baselines import DrawnCodes
 from vqcortex.attribution.gradient_x_embedding import GradientXEmbedding, NoisyGradientXEmbedding
 from vqcortex.errors import ShapeError
 
@@ -49,4 +50,22 @@ def test_a_baseline_of_another_width_is_an_error(case):
 def test_without_noise_both_are_the_same(case):
     noisy = NoisyGradientXEmbedding(noise=0.0, baseline=BASELINE)
     assert torch.equal(noisy(*case, IDS), GradientXEmbedding(baseline=BASELINE)(*case, IDS))
-    assert noisy.passes == (1, 1)
+    assert noisy.passes((4, 5)) == (1, 1)
+
+
+@pytest.mark.parametrize("method", [GradientXEmbedding, NoisyGradientXEmbedding])
+def test_a_linear_extractor_leaves_no_gap_and_a_curved_one_does(case, method):
+    net, embedded, concept = case
+    for one, closed in ((net, True), (nn.Sequential(net, nn.Tanh()), False)):
+        explain = method(baseline=BASELINE)
+        gap = explain.gap(explain(one, embedded, concept, IDS), one, embedded, concept, IDS)
+        assert gap.shape == (2,)
+        assert torch.allclose(gap, torch.zeros(2).double(), atol=1e-9) == closed
+
+
+def test_of_drawn_codes_the_expected_code_is_the_baseline(case):
+    codebook, frequency = torch.randn(4, 3).double(), torch.tensor([1.0, 0.0, 2.0, 1.0])
+    drawn = DrawnCodes(codebook=codebook, frequency=frequency)
+    mean = frequency.double() @ codebook / 4
+    found = GradientXEmbedding(baseline=drawn)(*case, IDS)
+    torch.testing.assert_close(found, GradientXEmbedding(baseline=mean)(*case, IDS))
