@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def score(
 
 
 def _methods(settings: ScoreSettings, loaded: Loaded, engine: Engine) -> dict[str, Method]:
-    given = {"draws": settings.draws, "noise": settings.noise, "seed": settings.seed}
+    given: dict[str, Any] = {"draws": settings.draws, "noise": settings.noise, "seed": settings.seed}
     baseline = mean_code(loaded, engine)
     names = dict.fromkeys((settings.method, PUBLISHED))
     return {name: build_method(name, codebook=loaded.model.codebook, baseline=baseline, **given) for name in names}
