@@ -4,6 +4,7 @@ import hashlib
 
 import hypothesis
 import pytest
+import torch
 
 from vqcortex.pipelines.run import run
 from vqcortex.pipelines.settings import RunSettings
@@ -11,6 +12,23 @@ from vqcortex.pipelines.settings import RunSettings
 # A busy machine must not fail a test: nothing here is timed.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+def switches() -> tuple:
+    """What a test may switch for its whole process, and every later test would feel: sums depend on the threads."""
+    return torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture(autouse=True)
+def _switched_back():
+    """A test leaves the process as it found it."""
+    before = switches()
+    yield
+    after = switches()
+    torch.set_num_threads(before[0])
+    torch.set_grad_enabled(before[1])
+    torch.set_default_dtype(before[2])
+    assert after == before, "this test left torch's threads, gradients, default type or tf32 switched"
 
 
 def settings_of(out, **changed) -> RunSettings:
