@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import ConfigError, ModelError, ShapeError, TokenError
 from vqcortex.search import SEARCHES, make_search
+from vqcortex.search.objective import value_of
 from vqcortex.search.protocol import Search
 
 TOY = ToyAdapter()
 IDS = ["a", "b", "c"]
-QUICK = {"steps": 25, "rate": 0.1, "restarts": 2, "record_every": 10, "seed": 5}
-GRADIENT = [name for name in sorted(SEARCHES) if name != "random_codes"]
+QUICK = {"steps": 25, "rate": 0.1, "restarts": 2, "record_every": 10, "seed": 5, "budget": 60}
+GRADIENT = [name for name in sorted(SEARCHES) if hasattr(SEARCHES[name], "steps")]
+SWAPS = [name for name in sorted(SEARCHES) if hasattr(SEARCHES[name], "budget")]
 
 
 class Colours(nn.Module):
@@ -30,6 +32,32 @@ class Colours(nn.Module):
         away = (embedded[:, None] - TOY.codebook[None, :, :, None, None]).square().sum(2)  # (b, c, h, w)
         near = torch.exp(-2 * away) + 0 * self.norm(embedded[:, :1])
         return self.scale * near.mean((2, 3))
+
+
+class Counted(nn.Module):
+    """An extractor that counts its forwards and backwards, grid by grid."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.passes = inner, 0
+
+    def forward(self, embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c"]:
+        self.passes += len(embedded) * (2 if embedded.requires_grad else 1)
+        return self.inner(embedded)
+
+
+class Likes:
+    """A regulariser that likes one code."""
+
+    def __init__(self, code: int, codes: int = 8) -> None:
+        self.code, self.codes = code, codes
+
+    def __call__(self, grids: Tensor, target: Tensor) -> Tensor:
+        return (grids == self.code).sum((1, 2)).float()
+
+    def swaps(self, grids: Tensor, target: Tensor, places: tuple[Tensor, Tensor], codes: Tensor) -> Tensor:
+        now = (grids[:, places[0], places[1]] == self.code).float()
+        return (codes == self.code).float() - now[..., None]
 
 
 @pytest.fixture
@@ -162,6 +190,7 @@ class TestEveryStrategy:
 
 def test_the_registry_is_not_empty():
     assert len(GRADIENT) >= 2
+    assert len(SWAPS) >= 3
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -174,6 +203,53 @@ def test_a_gradient_search_does_not_end_worse_than_it_began(name, start, extract
     assert (trace.probability[-1] - trace.probability[0]).mean() > 0.1
 
 
+@pytest.mark.parametrize("name", SWAPS)
+class TestSwaps:
+    @pytest.mark.parametrize("objective", ["logit", "log_probability", "margin"])
+    @pytest.mark.parametrize("start", ["image", "mean", "random"])
+    def test_more_passes_never_end_lower_by_the_objective(self, name, objective, start, extractor, case):
+        few, many = (run(name, extractor, case, start=start, objective=objective, budget=one) for one in (1, 150))
+        values = [value_of(extractor(TOY.embed(one.tokens.flatten(0, 1))), case[2].repeat_interleave(2), objective)
+                  for one in (few, many)]  # fmt: skip
+        assert (values[1] >= values[0] - 1e-3).all()
+        assert (values[1] > values[0]).any()
+        assert many.steps == (*range(0, 150, 10), 150)
+        assert (many.probability[-1] - many.probability[0]).mean() > 0.1
+
+    def test_no_more_passes_are_used_than_the_budget_has(self, name, extractor, case):
+        tokens, free, target = case
+        for budget in (1, 2, 5, 20, 37):
+            counted = Counted(extractor)
+            search = make_search(name, **{**QUICK, "restarts": 1, "budget": budget})
+            search(counted, TOY.codebook, tokens[:1], free, target[:1], IDS[:1])
+            assert counted.passes <= budget
+            assert counted.passes > budget / 2
+
+    def test_the_first_restart_begins_at_the_image_and_the_others_elsewhere(self, name, extractor, case):
+        tokens, free, _ = case
+        found = run(name, extractor, case, budget=1).tokens
+        assert torch.equal(found[:, 0], tokens)
+        assert (found[:, 1] != tokens)[:, free].any()
+
+    def test_a_regulariser_is_heard(self, name, extractor, case):
+        trace = run(name, extractor, case, regulariser=Likes(3), weight=50.0, budget=200)
+        assert (trace.tokens[:, :, case[1]] == 3).all()
+
+    def test_swaps_that_are_wrong_are_named(self, name, extractor, case):
+        with pytest.raises(ConfigError, match="budget=0 must be at least 1; candidates=-1 must be at least 1"):
+            run(name, extractor, case, budget=0, candidates=-1)
+        with pytest.raises(ConfigError, match=r"weight=-0.5 must be at least 0"):
+            run(name, extractor, case, weight=-0.5, regulariser=Likes(3))
+        with pytest.raises(ConfigError, match=r"weight=1.0 has no regulariser to weigh"):
+            run(name, extractor, case, weight=1.0)
+        with pytest.raises(ConfigError, match=r"shake=1.5 must lie in 0 to 1; "):
+            run(name, extractor, case, shake=1.5, weight=1.0)
+        with pytest.raises(ConfigError, match="objective='odds' must be one of logit, log_probability, margin"):
+            run(name, extractor, case, objective="odds")
+        with pytest.raises(ConfigError, match="the regulariser knows 5 codes but the codebook has 8"):
+            run(name, extractor, case, weight=1.0, regulariser=Likes(3, codes=5))
+
+
 @pytest.mark.parametrize("name", sorted(SEARCHES))
 def test_restarts_differ(name, extractor, case):
     found = run(name, extractor, case, start="random", steps=3).tokens
@@ -182,8 +258,8 @@ def test_restarts_differ(name, extractor, case):
 
 def test_the_random_control_differs_from_the_searches_and_does_worse(extractor, case):
     control = run("random_codes", extractor, case)
-    for name in GRADIENT:
-        trace = run(name, extractor, case, steps=80)
+    for name in (*GRADIENT, *SWAPS):
+        trace = run(name, extractor, case, steps=80, budget=160)
         assert not torch.equal(trace.tokens, control.tokens)
         assert trace.probability[-1].mean() > control.probability[-1].mean() + 0.1
 

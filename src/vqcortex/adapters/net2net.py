@@ -369,6 +369,26 @@ class Net2NetModel:
             cache = Cache(self.transformer.sizes, len(first), self.transformer.pos_emb)
             return torch.stack([self.transformer.step(one, cache).float() for one in (first, *tokens.unbind(1))], 1)
 
+    def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
+        """Log-probability of every code at every position, given the concept and the tokens drawn before it, in nats.
+
+        Raises:
+            ModelError, ConfigError: As `generate`.
+        """
+        sequence = self._as_sequence(tokens.to(self.device))
+        logits = self._allowed(self.next_logits(concept, sequence[:, :-1])).log_softmax(2)  # (b, n, u)
+        if self._used is not None:
+            used = self._used.to(self.device)
+            every = logits.new_full((*logits.shape[:2], self.k), -torch.inf)
+            every[:, :, used] = logits[:, :, : len(used)]
+            # What lies beyond the list is shown as its first, see `_as_grid`.
+            first = torch.cat([logits[:, :, :1], logits[:, :, len(used) :]], 2)
+            every[:, :, used[0]] = first.logsumexp(2)
+            logits = every
+        if self._order is not None:
+            logits = logits[:, self._order.to(self.device)]
+        return logits.transpose(1, 2).unflatten(2, self.grid)
+
     def likeliest(self, concept: Int[Tensor, " b"], tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b n"]:
         """The tokens given, continued to a whole image with the likeliest token at each position.
 
@@ -391,9 +411,20 @@ class Net2NetModel:
             )
         return self._condition.to(self.device)[concept.to(self.device)]
 
-    def _allowed(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b u"]:
+    def _allowed(self, logits: Float[Tensor, "*any v"]) -> Float[Tensor, "*any u"]:
         """Logits of what is a code; the vocabulary may hold more, for the sake of classes."""
-        return logits if self._used is not None else logits[:, : self.k]
+        return logits if self._used is not None else logits[..., : self.k]
+
+    def _as_sequence(self, tokens: Int[Tensor, "b h w"]) -> Int[Tensor, "b n"]:
+        """What `_as_grid` makes a grid of; a code the transformer has no token for becomes its token beyond the list."""
+        flat = tokens.flatten(1)
+        if self._order is not None:
+            flat = flat[:, self._order.to(flat.device).argsort()]
+        if self._used is None:
+            return flat
+        used = self._used.to(flat.device)
+        place = flat.new_full((self.k,), len(used)).scatter_(0, used, torch.arange(len(used), device=flat.device))
+        return place[flat]
 
     def _as_grid(self, drawn: Int[Tensor, "b n"]) -> Int[Tensor, "b h w"]:
         tokens = drawn

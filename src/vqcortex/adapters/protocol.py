@@ -119,6 +119,19 @@ class Generator(Adapter, Protocol):
         ...
 
 
+@runtime_checkable
+class Likely(Generator, Protocol):
+    """A generator that says how likely it draws what."""
+
+    def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
+        """Log-probability of every code at every position, given the concept and the tokens drawn before it, in nats.
+
+        At temperature 1 and without cuts (top k, top p); minus infinity for what is never drawn. Summed over the
+        codes that stand there it is the log-likelihood of the grid.
+        """
+        ...
+
+
 def one_level(grid: tuple[int, int], k: int) -> tuple[Level, ...]:
     """The levels of a model that has but one grid."""
     return (Level(name="tokens", grid=grid, codes=(0, k)),)

@@ -106,6 +106,11 @@ class ToyAdapter:
             grids.append(torch.where(painted, one, noise))
         return torch.stack(grids)
 
+    def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
+        chance = torch.full((len(tokens), self.k), (1 - PAINTED) / self.k, device=self.device)
+        chance.scatter_add_(1, concept[:, None], torch.full_like(chance[:, :1], PAINTED))
+        return chance.log()[:, :, None, None].expand(-1, -1, *self.grid).clone()
+
 
 def load_toy(spec: Spec) -> ToyAdapter:
     """Open "toy" or "toy:ROWSxCOLUMNS".

@@ -146,6 +146,11 @@ class ZooModel:
             flat = self._exact_prior.sample(concept.to(self.codebook.device), image_ids, seed, self.sampling)
         return flat.unflatten(1, self.grid)
 
+    def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
+        with torch.no_grad():
+            logits = self.prior(concept.to(self.device), tokens.to(self.device).flatten(1))
+        return logits.log_softmax(2).transpose(1, 2).unflatten(2, self.grid)
+
 
 def _open(spec: Spec) -> ZooModel:
     return load_zoo(spec.place)

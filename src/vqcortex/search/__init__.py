@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from vqcortex.search.protocol import Search
 
 SEARCHES: Registry[Callable[..., Search]] = Registry("search strategy")
+SEARCHES.add("annealing", "vqcortex.search.annealing:Annealing")
+SEARCHES.add("beam", "vqcortex.search.beam:Beam")
 SEARCHES.add("embedding_optimisation", "vqcortex.search.embedding:EmbeddingOptimisation")
+SEARCHES.add("greedy", "vqcortex.search.greedy:Greedy")
 SEARCHES.add("random_codes", "vqcortex.search.random_codes:RandomCodes")
 SEARCHES.add("token_selection", "vqcortex.search.selection:TokenSelection")
 

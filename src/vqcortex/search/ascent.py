@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vqcortex.extractors.still import still
 from vqcortex.results import Trace
+from vqcortex.search.objective import Objective
 from vqcortex.search.problem import Problem, embed, logits_of, nearest, slope_of
-from vqcortex.search.protocol import Ascending, recorded
+from vqcortex.search.protocol import Ascending, Starting, recorded
 from vqcortex.seeds import generator_for
 
 LOGITS_AT_ONCE = 1 << 25  # rows x positions x codes: 128 MB a copy, and a step holds about seven
@@ -49,7 +50,7 @@ def ascend(
     with still(extractor), torch.no_grad():
         for part in problem.parts(rows_at_once(settings.batch, problem)):
             moved = variables(part)
-            chances.append(torch.stack(list(_climb(extractor, part, moved, at))))
+            chances.append(torch.stack(list(_climb(extractor, part, moved, at, settings.objective))))
             grids.append(part.filled(moved.decode()))
     return traced(strategy, problem, torch.cat(grids), at, torch.cat(chances, 1))
 
@@ -60,7 +61,9 @@ def rows_at_once(batch: int, problem: Problem) -> int:
     return max(1, min(batch, LOGITS_AT_ONCE // (places * codes)))
 
 
-def _climb(extractor: nn.Module, problem: Problem, moved: Variables, at: tuple[int, ...]) -> Iterator[Tensor]:
+def _climb(
+    extractor: nn.Module, problem: Problem, moved: Variables, at: tuple[int, ...], objective: Objective
+) -> Iterator[Tensor]:
     """Step to each of the numbers in `at` and yield the target's probability there, (m,)."""
     rows, columns = problem.places
     embedded = problem.embedded()
@@ -68,7 +71,7 @@ def _climb(extractor: nn.Module, problem: Problem, moved: Variables, at: tuple[i
     for first, last in pairwise(at):
         for step in range(first, last):
             embedded[:, :, rows, columns] = moved.propose(step).transpose(1, 2)
-            slope = slope_of(extractor, embedded, problem.target)
+            slope = slope_of(extractor, embedded, problem.target, objective=objective)
             moved.improve(slope[:, :, rows, columns].transpose(1, 2))
         yield probability_of(extractor, problem, problem.filled(moved.decode()))
 
@@ -101,7 +104,7 @@ def traced(
     )
 
 
-def start_choice(settings: Ascending, problem: Problem) -> Int[Tensor, "m n"] | None:
+def start_choice(settings: Starting, problem: Problem) -> Int[Tensor, "m n"] | None:
     """Live codes (0..a-1) where a search begins; None: at no code, but at their mean.
 
     A dead code in an image is replaced by the nearest live one.

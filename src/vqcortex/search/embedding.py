@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vqcortex.config import raise_all
 from vqcortex.results import Trace
 from vqcortex.search.ascent import ascend, perturbation, start_choice
+from vqcortex.search.objective import Objective
 from vqcortex.search.problem import Problem, nearest, pose
 from vqcortex.search.protocol import Start, ascent_problems
 
@@ -21,11 +22,11 @@ from vqcortex.search.protocol import Start, ascent_problems
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingOptimisation:
-    """Maximise the target's logit over the embedding at the free positions; the result is the nearest live codes.
+    """Maximise the objective (the target's logit) over the embedding at the free positions; the result is the nearest live codes.
 
     Args:
         restarts: See `Restarted`; so are seed, batch, alive.
-        steps: See `Ascending`; so are rate, start, spread, record_every.
+        steps: See `Ascending`; so are rate, start, spread, record_every, objective.
 
     Source:
         Yang et al. 2025, arXiv:2506.00698, the rival of token selection. Where we differ: only free positions have
@@ -42,6 +43,7 @@ class EmbeddingOptimisation:
     start: Start = "image"
     spread: float = 0.1
     record_every: int = 500
+    objective: Objective = "logit"
 
     def __post_init__(self) -> None:
         raise_all(self.problems())

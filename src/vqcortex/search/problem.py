@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqcortex.errors import ConfigError, ModelError, ShapeError, TokenError
+from vqcortex.search.objective import Objective, value_of
 
 NEAREST_CHUNK = 1 << 24  # distances held at once: 64 MB
 
@@ -52,6 +53,11 @@ class Problem:
         for first in range(0, len(self.keys), size):
             rows = slice(first, first + size)
             yield replace(self, grids=self.grids[rows], target=self.target[rows], keys=self.keys[rows])
+
+    def take(self, rows: Int[Tensor, " some"]) -> Problem:
+        """These rows, in this order, any of them as often as it is named."""
+        keys = tuple(self.keys[row] for row in rows.tolist())
+        return replace(self, grids=self.grids[rows], target=self.target[rows], keys=keys)
 
     def embedded(self) -> Float[Tensor, "m d h w"]:
         """Codes of the grids to start from."""
@@ -194,6 +200,7 @@ def slope_of(
     concept: Int[Tensor, " b"],
     *,
     careful: bool = False,
+    objective: Objective = "logit",
 ) -> Float[Tensor, "b d h w"]:
     """Gradient of each image's concept logit with respect to its embedding: one backward for the batch.
 
@@ -202,8 +209,9 @@ def slope_of(
         embedded: Where the gradient is taken.
         concept: Whose logit, per image.
         careful: Check concept and logits as `logits_of` does; inside a loop that costs a wait for the device.
+        objective: What stands in for the logit, see `Objective`.
     """
     with torch.enable_grad():
         point = embedded.detach().requires_grad_()
         logits = logits_of(extractor, point, concept) if careful else extractor(point)
-        return torch.autograd.grad(logits.gather(1, concept[:, None]).sum(), point)[0]
+        return torch.autograd.grad(value_of(logits, concept, objective).sum(), point)[0]

@@ -1,8 +1,9 @@
 """What a search strategy is, and the settings that all gradient searches have in common.
 
-A strategy is a frozen dataclass one can call. It changes tokens at the free positions only, uses live codes only, ends
-at a fixed step (no checkpoint is picked), and what it finds for an image depends on (seed, image id, restart) and not
-on the rest of the batch.
+A strategy is a frozen dataclass one can call. It changes tokens at the free positions only, uses live codes only, picks
+no checkpoint by what a judge says, and what it finds for an image depends on (seed, image id, restart) and not on the rest
+of the batch. Strategies are compared at equal cost, counted in passes of the extractor over one grid: a forward is one, a
+backward is one, so that a step of a gradient search costs two.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vqcortex.results import Trace
+from vqcortex.search.objective import Objective
 
 Start = Literal["image", "mean", "random"]
 
@@ -75,17 +77,33 @@ class Restarted(Protocol):
 
 
 @runtime_checkable
-class Ascending(Restarted, Protocol):
-    """Settings that every gradient search has besides those of `Restarted`; two searches then differ in nothing else.
+class Starting(Restarted, Protocol):
+    """Settings of every strategy that starts somewhere.
+
+    Args:
+        start: Where the free positions begin: "image" (the codes that are there), "mean" (the mean live code),
+            "random" (live codes drawn per restart).
+        record_every: Steps between two measurements of the target's probability, at least 1.
+        objective: What is to become large, see `Objective`.
+    """
+
+    @property
+    def start(self) -> Start: ...
+    @property
+    def record_every(self) -> int: ...
+    @property
+    def objective(self) -> Objective: ...
+
+
+@runtime_checkable
+class Ascending(Starting, Protocol):
+    """Settings that every gradient search has besides those of `Starting`; two searches then differ in nothing else.
 
     Args:
         steps: Steps of Adam, at least 1 (published: 5,000); the last one is the result.
         rate: Learning rate of Adam, above 0 (published: 0.01).
-        start: Where the free positions begin: "image" (the codes that are there), "mean" (the mean live code),
-            "random" (live codes drawn per restart).
         spread: Standard deviation of the perturbation of the start, at least 0: in logits of every code; the same draw
             moves an embedding by this fraction of the codebook's own spread.
-        record_every: Steps between two measurements of the target's probability, at least 1.
     """
 
     @property
@@ -93,11 +111,62 @@ class Ascending(Restarted, Protocol):
     @property
     def rate(self) -> float: ...
     @property
-    def start(self) -> Start: ...
-    @property
     def spread(self) -> float: ...
+
+
+@runtime_checkable
+class Regulariser(Protocol):
+    """How plausible a grid is, whatever it means: what keeps a search away from patterns that no image has."""
+
     @property
-    def record_every(self) -> int: ...
+    def codes(self) -> int:
+        """k, codes it knows."""
+        ...
+
+    def __call__(self, grids: Int[Tensor, "m h w"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """Plausibility of each grid of its target, in nats, up to a constant."""
+        ...
+
+    def swaps(
+        self,
+        grids: Int[Tensor, "m h w"],
+        target: Int[Tensor, " m"],
+        places: tuple[Int[Tensor, " n"], Int[Tensor, " n"]],
+        codes: Int[Tensor, " a"],
+    ) -> Float[Tensor, "m n a"]:
+        """By how much that changes when a code is put at a place, in nats; may be an estimate."""
+        ...
+
+
+@runtime_checkable
+class Swapping(Starting, Protocol):
+    """Settings that every search by swaps of single codes has besides those of `Starting`.
+
+    Its steps, as a trace counts them, are passes of the extractor.
+
+    Args:
+        budget: Passes of the extractor per image and restart at most, at least 1.
+        candidates: Swaps verified at a time, the most promising by the first-order estimate, at least 1.
+        path: Points between the standing code and the mean live code at which the estimate takes its gradient, for a
+            quarter of the positions at a time, so that no two neighbours move together; 0: one gradient, where the
+            grid stands. On networks that bend, a code is far away and the slope where one stands says little of it.
+        shake: Share of the free positions that begin at a drawn live code in every restart but the first, 0 to 1.
+        regulariser: What plausible means; None: nothing is asked.
+        weight: Of the regulariser: what one nat of plausibility is worth in units of the objective, at least 0.
+    """
+
+    @property
+    def budget(self) -> int: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def path(self) -> int: ...
+    @property
+    def shake(self) -> float: ...
+    @property
+    def regulariser(self) -> Regulariser | None: ...
+    @property
+    def weight(self) -> float: ...
 
 
 def restart_problems(settings: Restarted) -> Iterator[str]:
@@ -109,16 +178,40 @@ def restart_problems(settings: Restarted) -> Iterator[str]:
 
 def ascent_problems(settings: Ascending) -> Iterator[str]:
     """Say what is wrong with the settings of a gradient search, one sentence each."""
-    yield from restart_problems(settings)
-    for name in ("steps", "record_every"):
-        if getattr(settings, name) < 1:
-            yield f"{name}={getattr(settings, name)} must be at least 1"
+    yield from start_problems(settings)
+    if settings.steps < 1:
+        yield f"steps={settings.steps} must be at least 1"
     if not 0 < settings.rate < math.inf:
         yield f"rate={settings.rate} must be above 0 and finite"
     if not 0 <= settings.spread < math.inf:
         yield f"spread={settings.spread} must be at least 0 and finite"
+
+
+def start_problems(settings: Starting) -> Iterator[str]:
+    """Say what is wrong with what every search has that starts somewhere, one sentence each."""
+    yield from restart_problems(settings)
+    if settings.record_every < 1:
+        yield f"record_every={settings.record_every} must be at least 1"
     if settings.start not in (known := get_args(Start)):
         yield f"start={settings.start!r} must be one of {', '.join(known)}"
+    if settings.objective not in (known := get_args(Objective)):
+        yield f"objective={settings.objective!r} must be one of {', '.join(known)}"
+
+
+def swap_problems(settings: Swapping) -> Iterator[str]:
+    """Say what is wrong with the settings of a search by swaps, one sentence each."""
+    yield from start_problems(settings)
+    for name in ("budget", "candidates"):
+        if getattr(settings, name) < 1:
+            yield f"{name}={getattr(settings, name)} must be at least 1"
+    if settings.path < 0:
+        yield f"path={settings.path} must be at least 0"
+    if not 0 <= settings.shake <= 1:
+        yield f"shake={settings.shake} must lie in 0 to 1"
+    if not 0 <= settings.weight < math.inf:
+        yield f"weight={settings.weight} must be at least 0 and finite"
+    if settings.weight and settings.regulariser is None:
+        yield f"weight={settings.weight} has no regulariser to weigh; give one, or weight=0"
 
 
 def recorded(steps: int, every: int) -> tuple[int, ...]:

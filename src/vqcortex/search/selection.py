@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vqcortex.config import raise_all
 from vqcortex.results import Trace
 from vqcortex.search.ascent import ascend, perturbation, start_choice
+from vqcortex.search.objective import Objective
 from vqcortex.search.problem import Problem, pose
 from vqcortex.search.protocol import Start, ascent_problems
 from vqcortex.seeds import generator_for
@@ -24,14 +25,14 @@ Schedule = Literal["constant", "linear", "cosine"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSelection:
-    """Maximise the target's logit over one logit per live code at every free position; the result is their argmax.
+    """Maximise the objective (the target's logit) over one logit per live code at every free position; the result is their argmax.
 
     A step draws one code per position (Gumbel noise, hard choice), asks the extractor for the gradient at the drawn
     embedding, and moves the logits by the gradient of the softmax at the same noise.
 
     Args:
         restarts: See `Restarted`; so are seed, batch, alive.
-        steps: See `Ascending`; so are rate, start, spread, record_every.
+        steps: See `Ascending`; so are rate, start, spread, record_every, objective.
         temperature: Of the softmax at the first step, above 0 (published: 1 throughout).
         temperature_end: At the last step, above 0; without effect while the schedule is "constant".
         schedule: How the temperature goes from one to the other: "constant", "linear", "cosine".
@@ -58,6 +59,7 @@ class TokenSelection:
     start: Start = "image"
     spread: float = 0.1
     record_every: int = 500
+    objective: Objective = "logit"
     temperature: float = 1.0
     temperature_end: float = 1.0
     schedule: Schedule = "constant"
