@@ -21,6 +21,7 @@ from vqcortex.seeds import generator_for
 GRADIENT = 2  # passes: one forward, one backward
 COLOURS = 2  # per axis: positions of one colour never touch, not even at a corner
 LEVELS = 1 << 12  # steps in which estimates are told apart: equal codes tie exactly, whatever else is in the batch
+SHARE = 2  # times its share of the candidates that a position gets at most, or one would have them all
 FINENESS = 1e-4  # and values, in units of the objective
 
 
@@ -156,7 +157,8 @@ class Moves:
     ) -> tuple[Int[Tensor, "m x"], Int[Tensor, "m x"], Float[Tensor, "m x"]]:
         """The swaps with the best estimates, best first: their places (0..n-1), their live codes, the estimates.
 
-        Of swaps whose estimates differ by less than one of `LEVELS` steps the first in the table comes first.
+        No position has more than `SHARE` times its share of them, as long as there are others. Of swaps whose estimates
+        differ by less than one of `LEVELS` steps the first in the table comes first.
         """
         change = self.estimated(choice)
         cells = change[0].numel()
@@ -164,6 +166,7 @@ class Moves:
         level = (change / scale).clamp_(-1, 1).mul_(LEVELS).round_().long() + LEVELS + 1
         level.scatter_(2, choice[..., None], 0)  # what stands there is no swap
         order = level.flatten(1).mul_(cells).add_(torch.arange(cells - 1, -1, -1, device=change.device))
+        order = _spread(order.view(change.shape), -(-SHARE * count // change.shape[1])).flatten(1)
         best = order.topk(count, dim=1).indices
         return best // change.shape[2], best % change.shape[2], change.flatten(1).gather(1, best)
 
@@ -195,6 +198,12 @@ def swapped(
 ) -> Int[Tensor, "m x n"]:
     """The grids with one of the swaps each."""
     return choice[:, None].repeat(1, place.shape[1], 1).scatter_(2, place[..., None], code[..., None])
+
+
+def _spread(order: Int[Tensor, "m n a"], most: int) -> Int[Tensor, "m n a"]:
+    """The same order for the best `most` of each position, and behind all of them the rest."""
+    last = order.topk(min(most, order.shape[2]), dim=2).values[..., -1:]
+    return torch.where(order >= last, order, order - (order.amax() + 1))
 
 
 def held(at: Sequence[int], passes: Sequence[int], chances: Sequence[Tensor]) -> Float[Tensor, "s m"]:
