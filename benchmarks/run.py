@@ -28,7 +28,13 @@ from vqcortex.files import write_bytes, write_json
 HERE = Path(__file__).parent
 RESULTS, PAGE = "results.json", "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
-BENCHMARKS: Mapping[str, ModuleType] = {"tis": tis, "search": search, "swaps": swaps, "pooling": pooling, "adapters": adapters}
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "tis": tis,
+    "search": search,
+    "swaps": swaps,
+    "pooling": pooling,
+    "adapters": adapters,
+}
 
 
 def measure(name: str, *, small: bool, repeats: int) -> dict[str, Any]:

@@ -126,8 +126,9 @@ def section(name: str, study: Study) -> str:
         "### Codebook level",
         "Target probability after searching a 3×3 window, judged by classifiers that took no part; mean over restarts.",
         codebook_table(study.table("codebook_level")),
-        (f"Whole grids searched from scratch: judges' mean probability of the concept "
-        f"{np.mean([row['probability'] for row in scratch]):.3f} over {len(scratch)} (concept, restart, judge) rows."),
+        *(f"Whole grids searched from scratch, {strategy}: judges' mean probability of the concept "
+          f"{np.mean([row['probability'] for row in scratch if row['strategy'] == strategy]):.3f}."
+          for strategy in dict.fromkeys(row["strategy"] for row in scratch)),
         "### Traversal and clusters",
         markdown(
             ["concept", "cells", "Pearson", "Spearman", "mean absolute error, logits", "slope"],

@@ -218,7 +218,7 @@ class TestSwaps:
 
     def test_no_more_passes_are_used_than_the_budget_has(self, name, extractor, case):
         tokens, free, target = case
-        for budget in (1, 2, 5, 20, 37):
+        for budget in (1, 20, 37, 60):
             counted = Counted(extractor)
             search = make_search(name, **{**QUICK, "restarts": 1, "budget": budget})
             search(counted, TOY.codebook, tokens[:1], free, target[:1], IDS[:1])
@@ -244,8 +244,6 @@ class TestSwaps:
             run(name, extractor, case, weight=1.0)
         with pytest.raises(ConfigError, match=r"shake=1.5 must lie in 0 to 1; "):
             run(name, extractor, case, shake=1.5, weight=1.0)
-        with pytest.raises(ConfigError, match="objective='odds' must be one of logit, log_probability, margin"):
-            run(name, extractor, case, objective="odds")
         with pytest.raises(ConfigError, match="the regulariser knows 5 codes but the codebook has 8"):
             run(name, extractor, case, weight=1.0, regulariser=Likes(3, codes=5))
 

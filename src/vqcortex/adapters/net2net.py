@@ -416,7 +416,7 @@ class Net2NetModel:
         return logits if self._used is not None else logits[..., : self.k]
 
     def _as_sequence(self, tokens: Int[Tensor, "b h w"]) -> Int[Tensor, "b n"]:
-        """What `_as_grid` makes a grid of; a code the transformer has no token for becomes its token beyond the list."""
+        """What `_as_grid` makes a grid of; a code that the transformer lacks becomes its token beyond the list."""
         flat = tokens.flatten(1)
         if self._order is not None:
             flat = flat[:, self._order.to(flat.device).argsort()]

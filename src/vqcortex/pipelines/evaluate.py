@@ -28,12 +28,13 @@ from vqcortex.evaluation.values import Evidence, join_evidence
 from vqcortex.extractors.train import hash_of_tensors
 from vqcortex.files import hash_of_bytes
 from vqcortex.judges import CalibratedJudge, load_judges
+from vqcortex.pipelines.beliefs import belief_tables
 from vqcortex.pipelines.concepts import concept_lists
 from vqcortex.pipelines.judges import judge_tables, judges_place
 from vqcortex.pipelines.levels import frequency_by_position
 from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all, scored_shard
 from vqcortex.pipelines.progress import QUIET, Progress
-from vqcortex.pipelines.search import Found, load_found
+from vqcortex.pipelines.search import Found, carry_statistics, load_found
 from vqcortex.pipelines.settings import EvaluateSettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.results import Column, Table, save_table
@@ -88,9 +89,9 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET, engine: 
         progress: Told how far it is.
         engine: Where batches of images are judged; intervals are drawn in this process.
     Returns:
-        Folder with the tables image_level, concept_level, codebook_level, their verdicts (image_verdicts, ...), and
-        scratch, and judges where it is known how good they are, each as Parquet and JSON with units, directions,
-        intervals and numbers of images.
+        Folder with the tables image_level, concept_level, codebook_level, their verdicts (image_verdicts, ...),
+        scratch, search_beliefs, search_witnesses, and judges where it is known how good they are, each as Parquet and
+        JSON with units, directions, intervals and numbers of images.
     Raises:
         ModelError: There are no judges, or the model cannot decode and so has no pictures to judge.
         ConfigError: An unknown fill, or a concept that no judge knows.
@@ -120,13 +121,20 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET, engine: 
         levels: tuple[tuple[str, str, Callable[[Any], Evidence], list[Any]], ...] = (
             ("image", _method(study), partial(_image_level, court=court, settings=settings), parts),
             ("concept", OURS, partial(_concept_level, court=court, settings=settings, lists=lists), parts),
-            ("codebook", SEARCHED, partial(_codebook_level, court=court), _searched_parts(found, settings.batch)),
+            (
+                "codebook",
+                _searched(found),
+                partial(_codebook_level, court=court),
+                _searched_parts(found, settings.batch),
+            ),
         )
         resampling = Resampling(resamples=settings.interval_resamples, seed=settings.seed)
         for level, default, judged, pieces in levels:
             made = progress.track(engine.map(judged, pieces), f"evaluate: batches, {level} level", len(pieces))
             _save(join_evidence(list(made)), level, default, loaded.concepts, resampling, folder)
-        for table in (_scratch(found, court, engine), *judge_tables(study, place, judges)):
+        statistics = carry_statistics(study, loaded, engine)
+        believed = belief_tables(found, court.loaded, court.judges, statistics, settings.batch, resampling, engine)
+        for table in (_scratch(found, court, engine), *believed, *judge_tables(study, place, judges)):
             save_table(table, folder)
 
     run_stage(study, key, work)
@@ -135,6 +143,11 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET, engine: 
 
 def _method(study: Study) -> str:
     return str(study.record("score")["key"]["settings"]["method"])
+
+
+def _searched(found: Found) -> str:
+    """The strategy whose verdicts are told: token selection, or the first where it was left out."""
+    return SEARCHED if SEARCHED in found.tokens else next(iter(found.tokens))
 
 
 def _save(
@@ -268,7 +281,7 @@ def _searched_parts(found: Found, size: int) -> list[Found]:
     return [
         replace(
             found, image_ids=found.image_ids[rows], source=found.source[rows], target=found.target[rows],
-            start=found.start[rows], tokens={name: one[rows] for name, one in found.tokens.items()}, scratch=None,
+            start=found.start[rows], tokens={name: one[rows] for name, one in found.tokens.items()}, scratch={},
         )
         for rows in slices
     ]  # fmt: skip
@@ -284,6 +297,7 @@ def _codebook_level(part: Found, *, court: Court) -> Evidence:
 
 
 SCRATCH_COLUMNS = {
+    "strategy": Column(unit="name", meaning="How it was searched."),
     "concept": Column(unit="name", meaning="Concept searched for over a whole grid, from scratch."),
     "judge": Column(unit="name", meaning="Classifier that took no part in the search."),
     "restart": Column(unit="number, from 0", meaning="Independent restart."),
@@ -295,19 +309,20 @@ SCRATCH_COLUMNS = {
 
 
 def _scratch(found: Found, court: Court, engine: Engine) -> Table:
-    grids = [] if found.scratch is None else list(enumerate(found.scratch))
+    grids = [(name, concept, one) for name, every in found.scratch.items() for concept, one in enumerate(every)]
     rows = [row for rows in engine.map(partial(_scratch_rows, court=court), grids) for row in rows]
     return Table("scratch", SCRATCH_COLUMNS, rows)
 
 
 @torch.no_grad()
-def _scratch_rows(searched: tuple[int, Tensor], *, court: Court) -> list[dict[str, Any]]:
-    """What the judges say to the grids (r, h, w) that were searched for a concept."""
-    concept, grids = searched
+def _scratch_rows(searched: tuple[str, int, Tensor], *, court: Court) -> list[dict[str, Any]]:
+    """What the judges say to the grids (r, h, w) that a strategy found for a concept."""
+    strategy, concept, grids = searched
     loaded = court.loaded.value
     pixels = loaded.model.decode(loaded.model.embed(grids.to(loaded.model.codebook.device)))
     return [
-        {"concept": loaded.concepts[concept], "judge": judge.name, "restart": restart, "probability": chance}
+        {"strategy": strategy, "concept": loaded.concepts[concept], "judge": judge.name, "restart": restart,
+         "probability": chance}
         for judge in court.judges.value
         for restart, chance in enumerate(judge(pixels)[:, concept].exp().tolist())
-    ]
+    ]  # fmt: skip

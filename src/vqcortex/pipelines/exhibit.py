@@ -284,9 +284,8 @@ def _search(found: Found, loaded: Loaded, source: int, target: int) -> SearchExh
 
 def _scratch(found: Found, loaded: Loaded, target: int) -> dict[str, np.ndarray]:
     """Whole grids searched from nothing, shown beside the edits."""
-    if found.scratch is None:
-        return {}
-    return {"from_scratch": pictures(loaded, found.scratch[target][:SEARCH_IMAGES])}
+    return {f"from_scratch:{name}": pictures(loaded, grids[target][:SEARCH_IMAGES])
+            for name, grids in found.scratch.items()}  # fmt: skip
 
 
 def _model_facts(study: Study, loaded: Loaded) -> dict[str, str]:
@@ -342,11 +341,13 @@ def _stages(study: Study) -> list[dict[str, Any]]:
 def _notes(tables: Mapping[str, Table]) -> list[str]:
     """Sentences the reader must see, besides the losses that the page itself reads off the verdicts."""
     notes = []
-    scratch = tables["scratch"].rows
-    if scratch:
-        mean = sum(row["probability"] for row in scratch) / len(scratch)
+    scratch = tables["scratch"]
+    for strategy in dict.fromkeys(row["strategy"] for row in scratch.rows):
+        rows = scratch.where(strategy=strategy)
+        mean = sum(row["probability"] for row in rows) / len(rows)
         notes.append(
-            f"Grids searched from scratch convince the judges with probability {mean:.2f} on average: "
-            "low means that the search finds patterns that fool the extractor rather than the concept."
+            f"Grids that {strategy.replace('_', ' ')} finds from scratch convince the judges with probability "
+            f"{mean:.2f} on average: low means that the search finds patterns that fool the extractor rather than "
+            "the concept."
         )
     return notes

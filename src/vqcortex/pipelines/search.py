@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import groupby
+from operator import add
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from vqcortex.adapters.protocol import GENERATE, Adapter, Likely
 from vqcortex.engine.carried import Carried
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
@@ -25,12 +27,18 @@ from vqcortex.pipelines.settings import SearchSettings
 from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
 from vqcortex.results import Column, Table, Trace, save_table
 from vqcortex.search import SEARCHES, make_search
-from vqcortex.search.protocol import Restarted, Search
+from vqcortex.search.likelihood import GeneratorLikelihood
+from vqcortex.search.objective import Together
+from vqcortex.search.protocol import Restarted, Search, Swapping
 from vqcortex.search.stability import search_stability
+from vqcortex.search.statistics import TokenStatistics, count_tokens
 from vqcortex.tokens.region import Region
+from vqcortex.tokens.store import TokenStore
 from vqcortex.weights import save_weights
 
 SCRATCH = "scratch"
+SCRATCHED = ("token_selection", "greedy")  # what searches whole grids, where it is among the strategies
+PASSES = 2  # a gradient step costs: one forward, one backward
 
 
 @final
@@ -45,7 +53,8 @@ class Found:
         start: Their grids, (b, h, w).
         free: True where tokens could change, (h, w).
         tokens: By strategy, the final grids, (b, r, h, w).
-        scratch: Free search of whole grids, per concept and restart, (c, r, h, w); None when left out.
+        scratch: By strategy, free search of whole grids, per concept and restart, (c, r, h, w); empty when left out.
+        extractors: Names of the extractors that were searched.
     """
 
     image_ids: tuple[str, ...]
@@ -54,7 +63,8 @@ class Found:
     start: Tensor
     free: Tensor
     tokens: dict[str, Tensor]
-    scratch: Tensor | None
+    scratch: dict[str, Tensor]
+    extractors: tuple[str, ...]
 
 
 @final
@@ -92,9 +102,11 @@ def search(settings: SearchSettings, *, progress: Progress = QUIET, engine: Engi
         engine: Where images are searched, as many at once as their restarts fill `batch`.
     Returns:
         Folder with found.safetensors (start, source, target, free, and per strategy the final grids), found.json
-        (image ids and strategies) and the table search_stability.
+        (image ids, strategies and extractors) and the table search_stability.
     Raises:
-        ConfigError: An unknown concept, a region outside the grid, or a source concept without test images.
+        ConfigError: An unknown concept, a region outside the grid, a source concept without test images, an extractor
+            that the study lacks, or a generator that cannot say how likely a grid is.
+        UnknownName: An unknown strategy.
         StudyError: The extractor is not trained yet.
     """
     settings.check()
@@ -103,11 +115,100 @@ def search(settings: SearchSettings, *, progress: Progress = QUIET, engine: Engi
     pairs = read_pairs(settings.pairs, loaded.concepts)
     levels = loaded.model.levels
     free = in_finest(read_region(settings.region, levels[-1].grid), levels)
+    asked = _asked(study, settings, loaded, engine)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train")}
     key = stage_key("search", settings, SearchSettings, inputs)
     carried = carry(study, settings.device, loaded)
-    run_stage(study, key, lambda folder: _search(folder, settings, carried, pairs, free, progress, engine))
+    run_stage(study, key, lambda folder: _search(folder, settings, carried, asked, pairs, free, progress, engine))
     return study.path("search")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a search asks besides tokens: small, or carried.
+
+    Args:
+        extractors: Names of members of the study.
+        regulariser: "tokens" or "generator".
+        weight: Of it; 0: it is not asked.
+        statistics: Of the training images' tokens; None where they are not asked.
+    """
+
+    extractors: tuple[str, ...]
+    regulariser: str
+    weight: float
+    statistics: Carried[TokenStatistics] | None
+
+    def extractor(self, loaded: Loaded) -> nn.Module:
+        """The one extractor, or all of them as one."""
+        modules = [loaded.members[name].module for name in self.extractors]
+        return modules[0] if len(modules) == 1 else Together(modules)
+
+    def heard(self, search: Search, loaded: Loaded) -> Search:
+        """The strategy with the regulariser, where it can hear one."""
+        if not self.weight or not isinstance(search, Swapping):
+            return search
+        device = loaded.model.codebook.device
+        plausible = (
+            GeneratorLikelihood(loaded.model)
+            if self.statistics is None and is_likely(loaded.model)
+            else self._statistics().to(device)
+        )
+        changed: Any = search
+        regular: Search = replace(changed, regulariser=plausible, weight=self.weight)
+        return regular
+
+    def _statistics(self) -> TokenStatistics:
+        assert self.statistics is not None
+        return self.statistics.value
+
+
+def _asked(study: Study, settings: SearchSettings, loaded: Loaded, engine: Engine) -> Asked:
+    for name in settings.strategies:
+        SEARCHES[name]  # raises, and knows what was meant
+    names = settings.search_extractors or (loaded.trained.extractor,)
+    if missing := [name for name in names if name not in loaded.members]:
+        raise ConfigError(
+            f"the study has no extractor {missing[0]!r}; it has: {', '.join(loaded.members)}; "
+            f"train it with --companions {missing[0]}"
+        )
+    by_tokens = settings.regulariser == "tokens"
+    if settings.regulariser_weight and not by_tokens and not is_likely(loaded.model):
+        raise ConfigError(
+            f"model {loaded.model.name!r} cannot say how likely it draws a grid; use --regulariser tokens"
+        )
+    statistics = carry_statistics(study, loaded, engine) if settings.regulariser_weight and by_tokens else None
+    return Asked(names, settings.regulariser, settings.regulariser_weight, statistics)
+
+
+def is_likely(model: Adapter) -> TypeGuard[Likely]:
+    """Whether a model says how likely it draws a grid."""
+    return isinstance(model, Likely) and GENERATE in model.abilities
+
+
+def carry_statistics(study: Study, loaded: Loaded, engine: Engine = SERIAL) -> Carried[TokenStatistics]:
+    """How codes occur in a study's training images."""
+    work = partial(_counted_shard, store=loaded.store, grids=tuple(level.grid for level in loaded.model.levels))
+    counted = reduce(add, engine.map(work, range(len(loaded.store.shards))))
+    return Carried(counted, statistics_at, study.folder.absolute(), study.fingerprint("tokens"))
+
+
+def statistics_at(folder: Path, tokens: str) -> TokenStatistics:
+    """What `carry_statistics` carries, counted where work is done.
+
+    Args:
+        folder: Of the study.
+        tokens: Fingerprint of that stage; it tells two states of one study apart.
+    """
+    study = Study(folder)
+    return carry_statistics(study, load_all(study, "cpu", verify=False)).value
+
+
+def _counted_shard(number: int, *, store: TokenStore, grids: tuple[tuple[int, int], ...]) -> TokenStatistics:
+    batch = store.read(number, pictures=False)
+    rows = [row for row, split in enumerate(batch.split) if split == "train"]
+    return count_tokens(batch.tokens[rows], store.manifest.k, grids)
 
 
 def read_pairs(texts: Sequence[str], concepts: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -152,6 +253,10 @@ def strategy(name: str, settings: SearchSettings, alive: Tensor, **other: Any) -
         "record_every": settings.steps,
         "temperature": settings.temperature,
         "temperature_end": settings.temperature_end,
+        "objective": settings.search_objective,
+        "budget": settings.search_budget or PASSES * settings.steps,
+        "candidates": settings.search_candidates,
+        "width": settings.beam_width,
         "schedule": "constant" if is_constant else "linear",
     }
     return make_search(name, **{**given, **other})
@@ -161,6 +266,7 @@ def _search(
     folder: Path,
     settings: SearchSettings,
     carried: Carried[Loaded],
+    asked: Asked,
     pairs: list[tuple[int, int]],
     free: Tensor,
     progress: Progress,
@@ -170,20 +276,21 @@ def _search(
     start, source, target, image_ids = start_images(loaded, pairs, settings.search_images)
     alive = finest_codes(code_counts(loaded.store, EXPLAINED, engine).sum(0) > 0, loaded.model.levels)
     has_scratch = settings.scratch and shares_codes(loaded.model.levels, loaded.model.k)
+    names = tuple(dict.fromkeys(settings.strategies))
+    scratched = [name for name in names if has_scratch and name in SCRATCHED]
     tasks = [
         Task(search=strategy(name, settings, alive), start=start, free=free, target=target, image_ids=image_ids)
-        for name in SEARCHES
+        for name in names
     ]
-    if has_scratch:
-        tasks.append(_scratch_task(settings, loaded, alive))
-    found = _searched(tasks, settings.batch, carried, progress, engine)
-    traces = found[: len(SEARCHES)]
+    tasks += [_scratch_task(name, settings, loaded, alive) for name in scratched]
+    found = _searched(tasks, settings.batch, carried, asked, progress, engine)
+    traces = found[: len(names)]
     tensors = {"start": start, "source": source, "target": target, "free": free}
     tensors |= {f"tokens:{trace.strategy}": trace.tokens for trace in traces}
-    if has_scratch:
-        tensors[SCRATCH] = found[-1].tokens
+    tensors |= {f"{SCRATCH}:{trace.strategy}": trace.tokens for trace in found[len(names) :]}
     save_weights(tensors, folder / "found.safetensors")
-    write_json(folder / "found.json", {"image_ids": list(image_ids), "strategies": [one.strategy for one in traces]})
+    about = {"image_ids": image_ids, "strategies": names, SCRATCH: scratched, "extractors": asked.extractors}
+    write_json(folder / "found.json", {key: list(value) for key, value in about.items()})
     save_table(_stability(traces, source, loaded.concepts), folder)
 
 
@@ -206,11 +313,11 @@ def start_images(
     return torch.cat(grids), torch.tensor(sources), torch.tensor(targets), tuple(names)
 
 
-def _scratch_task(settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Task:
+def _scratch_task(name: str, settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Task:
     """Whole grids searched from the mean code, one problem per concept."""
     grid = loaded.store.manifest.grid
     return Task(
-        search=strategy("token_selection", settings, alive, restarts=settings.scratch, start="mean"),
+        search=strategy(name, settings, alive, restarts=settings.scratch, start="mean"),
         # Every position is free: what stands there is unread.
         start=torch.zeros(len(loaded.concepts), *grid, dtype=torch.int64),
         free=torch.ones(grid, dtype=torch.bool),
@@ -220,11 +327,11 @@ def _scratch_task(settings: SearchSettings, loaded: Loaded, alive: Tensor) -> Ta
 
 
 def _searched(
-    tasks: Sequence[Task], batch: int, carried: Carried[Loaded], progress: Progress, engine: Engine
+    tasks: Sequence[Task], batch: int, carried: Carried[Loaded], asked: Asked, progress: Progress, engine: Engine
 ) -> list[Trace]:
     """The trace of every task."""
     parts = [(number, part) for number, task in enumerate(tasks) for part in task.parts(_images_at_once(task, batch))]
-    made = engine.map(partial(_search_part, carried=carried), (part for _, part in parts))
+    made = engine.map(partial(_search_part, carried=carried, asked=asked), (part for _, part in parts))
     found: list[list[Trace]] = [[] for _ in tasks]
     for (number, _), trace in progress.track(zip(parts, made, strict=True), "search: parts", len(parts)):
         found[number].append(trace)
@@ -237,11 +344,11 @@ def _images_at_once(task: Task, batch: int) -> int:
     return max(1, batch // task.search.restarts)
 
 
-def _search_part(part: Task, *, carried: Carried[Loaded]) -> Trace:
+def _search_part(part: Task, *, carried: Carried[Loaded], asked: Asked) -> Trace:
     loaded = carried.value
     device = loaded.model.codebook.device
-    found = part.search(
-        loaded.trained.module, loaded.model.codebook,
+    found = asked.heard(part.search, loaded)(
+        asked.extractor(loaded), loaded.model.codebook,
         part.start.to(device), part.free.to(device), part.target.to(device), part.image_ids,
     )  # fmt: skip
     assert found.probability is not None
@@ -323,5 +430,6 @@ def load_found(study: Study) -> Found:
         start=tensors["start"],
         free=tensors["free"],
         tokens={name: tensors[f"tokens:{name}"] for name in about["strategies"]},
-        scratch=tensors.get(SCRATCH),
+        scratch={name: tensors[f"{SCRATCH}:{name}"] for name in about[SCRATCH]},
+        extractors=tuple(about["extractors"]),
     )

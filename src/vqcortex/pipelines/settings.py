@@ -5,6 +5,7 @@ Fields named in `WITHOUT_EFFECT` change speed, memory or place, never a result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,25 @@ class SearchSettings(StudySettings):
     """Gumbel-softmax temperature at the start, > 0."""
     temperature_end: float = 1.0
     """Gumbel-softmax temperature at the last step, > 0; linear in between."""
+    strategies: tuple[str, ...] = ("token_selection", "embedding_optimisation", "random_codes", "greedy")
+    """How it is searched: these, beam, annealing, or any registered name."""
+    search_budget: int = 0
+    """Passes of the extractor per image and restart of a search by swaps (greedy, beam, annealing); 0 takes what steps
+    costs a gradient search, two per step."""
+    search_candidates: int = 16
+    """Swaps verified at a time in a search by swaps, at least 1."""
+    beam_width: int = 4
+    """Grids kept by the beam search, at least 1."""
+    search_objective: str = "logit"
+    """What becomes large: logit of the target (published), log_probability, or margin over the next concept."""
+    search_extractors: tuple[str, ...] = ()
+    """Extractors of the study that are searched together, the study's own or companions; none given: its own. The
+    others take no part and say afterwards what they believe."""
+    regulariser: str = "tokens"
+    """What plausible means to a search by swaps: tokens (how codes occur in training images) or generator (its own
+    likelihood)."""
+    regulariser_weight: float = 0.0
+    """Worth of one nat of plausibility in units of the objective, at least 0; 0 leaves it out."""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -236,6 +256,20 @@ class SearchSettings(StudySettings):
         for name in ("search_rate", "temperature", "temperature_end"):
             if not getattr(self, name) > 0:
                 yield f"{name.replace('_', '-')}={getattr(self, name)} must be above 0"
+        for name, least in {"search_budget": 0, "search_candidates": 1, "beam_width": 1}.items():
+            if getattr(self, name) < least:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {least}"
+        if not 0 <= self.regulariser_weight < math.inf:
+            yield f"regulariser-weight={self.regulariser_weight} must be at least 0 and finite"
+        if not self.strategies:
+            yield "strategies is empty; name at least 1, token_selection say"
+        choices = {
+            "search_objective": ("logit", "log_probability", "margin"),
+            "regulariser": ("tokens", "generator"),
+        }
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                yield f"{name.replace('_', '-')}={value!r} must be one of {', '.join(known)}"
         if self.scratch < 0:
             yield f"scratch={self.scratch} must be at least 0"
         if self.search_start not in (known := ("image", "mean", "random")):

@@ -21,6 +21,7 @@ STYLE |= {"token_frequency": 5, "gradient": 6}
 OTHER_STYLE = 7
 CONTROLS = frozenset(STYLE)
 FREE, FROM_SCRATCH = "scratch", "from_scratch"  # the table, and the strategy in the exhibit
+BELIEFS = "search_beliefs"
 FILLS = ("mean_code", "resampled_codes", "grey", "black")  # the headline takes the first that was measured
 HEADLINE_SHARE = 0.1
 HEADLINE_METRIC = "probability_drop"
@@ -427,11 +428,31 @@ def probabilities(tables: Mapping[str, Table]) -> dict[tuple[str, str], list[tup
         (pair, arm): [(plain_name(row["judge"]), estimate(row["value"], row["low"], row["high"], 2)) for row in some]
         for (pair, arm), some in by_keys(wanted, "concept", "arm").items()
     }
-    free = by_keys(tables[FREE].rows, "concept", "judge") if FREE in tables else {}
-    for (concept, judge), some in free.items():
+    free = by_keys(tables[FREE].rows, "concept", "strategy", "judge") if FREE in tables else {}
+    for (concept, strategy, judge), some in free.items():
         mean = sum(row["probability"] for row in some) / len(some)
-        found.setdefault((concept, FROM_SCRATCH), []).append((plain_name(judge), number(mean, 2)))
+        found.setdefault((concept, f"{FROM_SCRATCH}:{strategy}"), []).append((plain_name(judge), number(mean, 2)))
     return found
+
+
+def beliefs(tables: Mapping[str, Table]) -> Table | None:
+    """Who believes what each strategy found, over all searches; None where it was not measured."""
+    if BELIEFS not in tables or not (rows := tables[BELIEFS].where(target=ALL)):
+        return None
+    shown = {key: column for key, column in tables[BELIEFS].columns.items() if key != "target"}
+    return Table(BELIEFS, shown, [{key: row[key] for key in shown} for row in rows])
+
+
+def fooled(tables: Mapping[str, Table]) -> list[str]:
+    """A sentence per search whose extractor believes more than the judges do, the worst first."""
+    table = beliefs(tables)
+    rows = [row for row in table.rows if (row["adversarial_low"] or 0) > 0] if table else []
+    return [
+        f"{plain_name(row['strategy'])}, {row['scope']}: the extractor gives the target "
+        f"{percent(row['searched_probability'])}, the judges {percent(row['judges_probability'])}; adversarial index "
+        f"{estimate(row['adversarial_index'], row['adversarial_low'], row['adversarial_high'], 2)}."
+        for row in sorted(rows, key=lambda row: -row["adversarial_index"])
+    ]
 
 
 def losses(tables: Mapping[str, Table]) -> list[str]:

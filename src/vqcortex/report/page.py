@@ -26,8 +26,10 @@ from vqcortex.report.evidence import (
     FROM_SCRATCH,
     answer,
     arms_in_order,
+    beliefs,
     build_level,
     concept_charts,
+    fooled,
     headline,
     headline_charts,
     losses,
@@ -90,6 +92,8 @@ def render_page(exhibit: Exhibit) -> str:
             levels={name: build_level(exhibit.tables, name, concept_names(exhibit)) for name in LEVELS},
             concept_charts=concept_charts(exhibit.tables),
             probabilities=probabilities(exhibit.tables),
+            believed=beliefs(exhibit.tables),
+            fooled=fooled(exhibit.tables),
             homes=cluster_homes(exhibit.clusters),
         )
     )
@@ -252,11 +256,24 @@ def search_steps(search: SearchExhibit) -> list[Step]:
     order = arms_in_order(search.after, "token_selection")
     return [
         start,
-        *(
-            Step(label=words.plain_name(arm), arm=arm, images=search.after[arm], is_free=arm == FROM_SCRATCH)
-            for arm in order
-        ),
+        *(Step(label=step_name(arm), arm=arm, images=search.after[arm], is_free=is_free(arm)) for arm in order),
     ]
+
+
+def is_free(arm: str) -> bool:
+    """Whether a strategy of the exhibit began at nothing."""
+    return arm.partition(":")[0] == FROM_SCRATCH
+
+
+def step_name(arm: str) -> str:
+    """A strategy of the exhibit as words.
+
+    Example:
+        >>> step_name("from_scratch:token_selection")
+        'token selection, from scratch'
+    """
+    strategy = arm.partition(":")[2]
+    return f"{words.plain_name(strategy)}, from scratch" if is_free(arm) and strategy else words.plain_name(arm)
 
 
 def names_first(table: Table) -> dict[str, Column]:

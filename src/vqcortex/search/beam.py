@@ -106,9 +106,7 @@ def climb(strategy: str, settings: Climbing, width: int, extractor: nn.Module, p
     return traced(strategy, problem, torch.cat(grids), at, torch.cat(chances, 1))
 
 
-def _climbed(
-    moves: Moves, settings: Climbing, width: int
-) -> tuple[Int[Tensor, "m n"], tuple[list[int], list[Tensor]]]:
+def _climbed(moves: Moves, settings: Climbing, width: int) -> tuple[Int[Tensor, "m n"], tuple[list[int], list[Tensor]]]:
     """The best grid of every row; and after how many passes each row's best grid had which probability."""
     beam = moves.start()
     used, wide = 1, 1

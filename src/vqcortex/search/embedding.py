@@ -22,7 +22,7 @@ from vqcortex.search.protocol import Start, ascent_problems
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingOptimisation:
-    """Maximise the objective (the target's logit) over the embedding at the free positions; the result is the nearest live codes.
+    """Maximise the objective over the embedding at the free positions; the result is the nearest live codes.
 
     Args:
         restarts: See `Restarted`; so are seed, batch, alive.

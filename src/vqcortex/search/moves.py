@@ -193,9 +193,7 @@ def start_codes(settings: Swapping, problem: Problem) -> Int[Tensor, "m n"]:
     return torch.where(is_shaken.to(choice.device), drawn_choice(settings.seed, problem, "shaken codes"), choice)
 
 
-def swapped(
-    choice: Int[Tensor, "m n"], place: Int[Tensor, "m x"], code: Int[Tensor, "m x"]
-) -> Int[Tensor, "m x n"]:
+def swapped(choice: Int[Tensor, "m n"], place: Int[Tensor, "m x"], code: Int[Tensor, "m x"]) -> Int[Tensor, "m x n"]:
     """The grids with one of the swaps each."""
     return choice[:, None].repeat(1, place.shape[1], 1).scatter_(2, place[..., None], code[..., None])
 

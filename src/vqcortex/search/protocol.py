@@ -1,8 +1,8 @@
 """What a search strategy is, and the settings that all gradient searches have in common.
 
 A strategy is a frozen dataclass one can call. It changes tokens at the free positions only, uses live codes only, picks
-no checkpoint by what a judge says, and what it finds for an image depends on (seed, image id, restart) and not on the rest
-of the batch. Strategies are compared at equal cost, counted in passes of the extractor over one grid: a forward is one, a
+no checkpoint by what a judge says, and what it finds for an image depends on (seed, image id, restart) and not on the
+rest of the batch. Strategies are compared at equal cost, in passes of the extractor over one grid: a forward is one, a
 backward is one, so that a step of a gradient search costs two.
 """
 

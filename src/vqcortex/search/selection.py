@@ -25,7 +25,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSelection:
-    """Maximise the objective (the target's logit) over one logit per live code at every free position; the result is their argmax.
+    """Maximise the objective over one logit per live code at every free position; the result is their argmax.
 
     A step draws one code per position (Gumbel noise, hard choice), asks the extractor for the gradient at the drawn
     embedding, and moves the logits by the gradient of the softmax at the same noise.

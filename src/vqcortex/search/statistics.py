@@ -1,8 +1,8 @@
 """How codes occur in real token grids: how often each one, and which stand side by side more often than chance.
 
-Two counts make a plausibility: a code's frequency, and for codes side by side the log-odds of meeting them, observed over
-what their frequencies alone would give. Their sum over a grid is the log-likelihood of a random field on it, up to a
-constant (Bethe approximation).
+Two counts make a plausibility: a code's frequency, and for codes side by side the log-odds of meeting them, observed
+over what their frequencies alone would give. Their sum over a grid is the log-likelihood of a random field on it, up to
+a constant (Bethe approximation).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class TokenStatistics:
     def __add__(self, other: TokenStatistics) -> TokenStatistics:
         if (self.grids, self.codes) != (other.grids, other.codes):
             raise ShapeError(
-                f"statistics of {self.codes} codes on {self.grids} and of {other.codes} on {other.grids} do not add up; "
-                "count images of one model"
+                f"statistics of {self.codes} codes on {self.grids} and of {other.codes} on {other.grids} do not add "
+                "up; count images of one model"
             )
         counts, across, down = self.counts + other.counts, self.across + other.across, self.down + other.down
         return TokenStatistics(self.grids, counts, across, down, self.smoothing)
@@ -95,9 +95,7 @@ class TokenStatistics:
         """Positions to the left, right, above and below each, of the grid read row by row; -1: none."""
         return neighbours_of(self.grids).to(self.counts.device)
 
-    def log_odds(
-        self, first: Int[Tensor, "*any"], second: Int[Tensor, "*any"], across: bool
-    ) -> Float[Tensor, "*any"]:
+    def log_odds(self, first: Int[Tensor, "*any"], second: Int[Tensor, "*any"], across: bool) -> Float[Tensor, "*any"]:
         """Logarithm of observed over expected meetings of two codes, both smoothed, in nats; 0: as often as chance.
 
         Args:
@@ -112,8 +110,8 @@ class TokenStatistics:
 
     def to(self, device: torch.device) -> TokenStatistics:
         """The same on a device."""
-        moved = [Pairs(one.met.to(device), one.times.to(device)) for one in (self.across, self.down)]
-        return TokenStatistics(self.grids, self.counts.to(device), *moved, self.smoothing)
+        across, down = (Pairs(one.met.to(device), one.times.to(device)) for one in (self.across, self.down))
+        return TokenStatistics(self.grids, self.counts.to(device), across, down, self.smoothing)
 
     def __call__(self, grids: Int[Tensor, "m h w"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Sum of log-frequencies and of neighbours' log-odds, in nats; the target plays no part."""
@@ -180,8 +178,8 @@ def count_tokens(
         TokenError: A token is outside the codebook.
         ShapeError: The levels do not fill the grid.
     """
-    check_tokens(tokens, tokens.new_zeros(codes, 1))
-    levels = tuple(grids) or (tuple(tokens.shape[1:]),)
+    check_tokens(tokens, torch.zeros(codes, 1))
+    levels = tuple(grids) or ((tokens.shape[1], tokens.shape[2]),)
     around, flat = neighbours_of(levels), tokens.flatten(1)
     if around.shape[1] != flat.shape[1]:
         raise ShapeError(f"levels {levels} have {around.shape[1]} positions but the grids {flat.shape[1]}")

@@ -56,12 +56,15 @@ def test_both_ranks_stand_in_the_two_scale_table(toy_study):
 
 def test_a_search_changes_free_tokens_only(toy_study):
     found = load_found(toy_study)
-    assert set(found.tokens) == {"token_selection", "embedding_optimisation", "random_codes"}
+    assert set(found.tokens) == {"token_selection", "embedding_optimisation", "random_codes", "greedy"}
+    assert found.extractors == ("conv8",)
     for grids in found.tokens.values():
         assert grids.shape == (16, 2, 4, 4)
         frozen = ~found.free
         assert torch.equal(grids[:, :, frozen], found.start[:, None, frozen].expand(-1, 2, -1))
-    assert found.scratch.shape == (8, 2, 4, 4)
+    assert {name: one.shape for name, one in found.scratch.items()} == dict.fromkeys(
+        ("token_selection", "greedy"), (8, 2, 4, 4)
+    )
 
 
 def test_pairs_and_regions_are_read():

@@ -7,8 +7,10 @@ from vqcortex.report import evidence
 from vqcortex.report.evidence import (
     Level,
     answer,
+    beliefs,
     build_level,
     concept_charts,
+    fooled,
     headline,
     headline_charts,
     losses,
@@ -193,8 +195,39 @@ def test_the_judges_word_on_a_search_is_found_by_pair_and_strategy(tables):
 def test_searches_from_scratch_are_averaged_over_restarts_per_judge():
     column = Column(unit="any", meaning="Any.")
     rows = [
-        {"concept": "Bag", "judge": judge, "probability": value}
+        {"concept": "Bag", "strategy": "greedy", "judge": judge, "probability": value}
         for judge, value in (("cnn", 0.2), ("patch", 0.9), ("cnn", 0.4))
     ]
-    table = Table("scratch", {"concept": column, "judge": column, "probability": column}, rows)
-    assert probabilities({"scratch": table}) == {("Bag", "from_scratch"): [("cnn", "0.30"), ("patch", "0.90")]}
+    table = Table("scratch", dict.fromkeys(("concept", "strategy", "judge", "probability"), column), rows)
+    assert probabilities({"scratch": table}) == {("Bag", "from_scratch:greedy"): [("cnn", "0.30"), ("patch", "0.90")]}
+
+
+def believed(strategy: str, target: str, index: float, low: float | None) -> dict[str, object]:
+    numbers = {"searched_probability": 0.9, "judges_probability": 0.9 - index, "adversarial_index": index}
+    names = {"scope": "region", "strategy": strategy, "target": target}
+    return {**names, **numbers, "adversarial_low": low, "adversarial_high": index + 0.1}
+
+
+def test_searches_that_fool_the_extractor_are_told_the_worst_first():
+    rows = [
+        believed("greedy", "all", 0.2, 0.1),
+        believed("token_selection", "all", 0.8, 0.7),
+        believed("token_selection", "Bag", 0.9, 0.8),
+        believed("random_codes", "all", 0.01, -0.02),
+        believed("beam", "all", 0.5, None),
+    ]
+    table = Table("search_beliefs", dict.fromkeys(rows[0], Column(unit="any", meaning="Any.")), rows)
+    shown = beliefs({"search_beliefs": table})
+    assert shown is not None
+    assert [row["strategy"] for row in shown.rows] == ["greedy", "token_selection", "random_codes", "beam"]
+    assert "target" not in shown.columns
+    assert fooled({"search_beliefs": table}) == [
+        "token selection, region: the extractor gives the target 90 %, the judges 10 %; adversarial index "
+        "0.80 [0.70, 0.90].",
+        "greedy, region: the extractor gives the target 90 %, the judges 70 %; adversarial index 0.20 [0.10, 0.30].",
+    ]
+
+
+def test_without_beliefs_nobody_is_called_fooled():
+    assert beliefs({}) is None
+    assert fooled({}) == []

@@ -10,14 +10,21 @@ from vqcortex.search import SEARCHES, make_search
 
 
 def test_the_strategies_are_listed():
-    assert list(SEARCHES) == ["embedding_optimisation", "random_codes", "token_selection"]
+    assert list(SEARCHES) == [
+        "annealing",
+        "beam",
+        "embedding_optimisation",
+        "greedy",
+        "random_codes",
+        "token_selection",
+    ]
 
 
 def test_one_set_of_settings_serves_every_arm():
     made = [make_search(name, restarts=3, steps=7, temperature=0.5) for name in SEARCHES]
-    assert [one.restarts for one in made] == [3, 3, 3]
-    assert [getattr(one, "steps", None) for one in made] == [7, None, 7]
-    assert [getattr(one, "temperature", None) for one in made] == [None, None, 0.5]
+    assert [one.restarts for one in made] == [3] * 6
+    assert [getattr(one, "steps", None) for one in made] == [None, None, 7, None, None, 7]
+    assert [getattr(one, "temperature", None) for one in made] == [None] * 5 + [0.5]
 
 
 def test_a_setting_that_no_strategy_has_is_named():
@@ -33,4 +40,4 @@ def test_an_unknown_strategy_is_named():
 def test_listing_strategies_loads_no_torch():
     code = "import sys; from vqcortex.search import SEARCHES; print(len(SEARCHES), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3", "False"]
+    assert done.stdout.split() == ["6", "False"]
