@@ -130,6 +130,43 @@ def test_a_sequence_in_another_order_is_put_back_on_the_grid(tmp_path):
     assert torch.equal(model.generate(CONCEPT, IDS, 0).flatten(1)[:, order], plain.flatten(1))
 
 
+def likelihood(model, tokens):
+    return model.log_probabilities(tokens, CONCEPT).gather(1, tokens[:, None]).sum((1, 2, 3))
+
+
+def test_log_probabilities_are_those_of_the_tokens_one_by_one():
+    model = open_at()
+    tokens = model.generate(CONCEPT, IDS, 0)
+    found = model.log_probabilities(tokens, CONCEPT)
+    assert found.shape == (len(IDS), model.k, *model.grid)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(tokens.shape))
+    flat = tokens.flatten(1)
+    logits = model.next_logits(CONCEPT, flat[:, :-1], cached=True)[..., : model.k]
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), logits.log_softmax(2), atol=1e-4, rtol=1e-4)
+
+
+def test_a_grid_is_as_likely_in_another_order_or_with_codes_numbered_anew(tmp_path):
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    buffers = {"permuter.forward_shuffle_idx": order, "permuter.backward_shuffle_idx": order.argsort()}
+    plain = open_at()
+    tokens = plain.generate(CONCEPT, IDS, 0)
+    turned = open_at(folder_of(tmp_path, {**state_of(), **buffers}))
+    torch.testing.assert_close(likelihood(turned, turned.generate(CONCEPT, IDS, 0)), likelihood(plain, tokens))
+    place = tmp_path / "anew"
+    place.mkdir()
+    used = torch.arange(63, -1, -1)
+    anew = open_at(folder_of(place, {**state_of(), "first_stage_model.quantize.used": used}))
+    torch.testing.assert_close(likelihood(anew, 63 - tokens), likelihood(plain, tokens))
+
+
+def test_codes_that_are_never_drawn_are_infinitely_unlikely(tmp_path):
+    used = torch.arange(63, 3, -1)
+    model = open_at(folder_of(tmp_path, {**state_of(), "first_stage_model.quantize.used": used}))
+    found = model.log_probabilities(model.generate(CONCEPT, IDS, 0), CONCEPT)
+    assert (found[:, :4] == -torch.inf).all()
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(len(IDS), *model.grid))
+
+
 def test_the_cache_sees_what_the_whole_sequence_shows():
     torch.manual_seed(0)
     transformer = Transformer(TransformerSizes(vocabulary=9, positions=6, width=8, layers=3, heads=2)).double()

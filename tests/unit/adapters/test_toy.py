@@ -34,3 +34,11 @@ def test_it_is_one_level_and_can_do_everything():
     assert (toy.family, toy.k, toy.d, toy.device.type) == ("toy", 8, 3, "cpu")
     assert [(level.name, level.grid, level.codes) for level in toy.levels] == [("tokens", (2, 5), (0, 8))]
     assert toy.abilities == {"encode", "decode", "generate"}
+
+
+def test_log_probabilities_are_how_often_it_draws_a_code():
+    toy = ToyAdapter(grid=(50, 50))
+    tokens = toy.generate(torch.tensor([3]), ["a"], seed=0)
+    chance = toy.log_probabilities(tokens, torch.tensor([3])).exp()[0, :, 0, 0]
+    torch.testing.assert_close(tokens.flatten().bincount(minlength=8) / 2500, chance, atol=0.03, rtol=0)
+    assert chance.sum().item() == pytest.approx(1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vqcortex.adapters.protocol import Likely
 from vqcortex.adapters.zoo import ZOO, load_zoo, open_model
 from vqcortex.errors import ModelError
 from vqcortex.files import hash_of_file
@@ -75,3 +76,19 @@ def test_it_is_one_level_and_can_do_everything():
     assert (model.family, model.k, model.d, model.device.type) == ("zoo", 256, 32, "cpu")
     assert [(level.name, level.grid, level.codes) for level in model.levels] == [("tokens", (7, 7), (0, 256))]
     assert model.abilities == {"encode", "decode", "generate"}
+
+
+def test_what_it_draws_is_likelier_for_its_own_concept():
+    model = load_zoo("fashion")
+    concept = torch.tensor([0, 7])
+    tokens = model.generate(concept, ["a", "b"], 0)
+    own, other = (
+        model.log_probabilities(tokens, one).gather(1, tokens[:, None]).sum((1, 2, 3))
+        for one in (concept, concept.flip(0))
+    )
+    assert isinstance(model, Likely)
+    assert (own > other + 10).all()
+    every = model.log_probabilities(tokens, concept)
+    torch.testing.assert_close(every.exp().sum(1), torch.ones(2, 7, 7))
+    tokens[:, 6, 6] += 1  # the last token is read by none
+    assert torch.equal(model.log_probabilities(tokens % 256, concept), every)

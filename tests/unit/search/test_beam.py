@@ -14,7 +14,7 @@ FREE = torch.ones(1, 2, dtype=torch.bool)
 
 
 class Trap(nn.Module):
-    """Code 1 first helps a little and leads nowhere; two codes 2 are best, and one alone is worth less than a code 1."""
+    """Code 1 first helps a little and leads nowhere; two codes 2 are best, one alone is worth less than a code 1."""
 
     def forward(self, embedded):
         one, two = embedded[:, 1].sum((1, 2)), embedded[:, 2].sum((1, 2))

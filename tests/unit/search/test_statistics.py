@@ -65,9 +65,9 @@ def test_means_are_over_the_region_and_the_pairs_that_touch_it():
 def test_mistakes_are_named():
     with pytest.raises(TokenError, match=r"tokens span \[0, 2\] but this codebook holds indices \[0, 1\]"):
         count_tokens(TOKENS, 2)
-    with pytest.raises(ShapeError, match="statistics of 4 codes on .* and of 5 on .* do not add up"):
+    with pytest.raises(ShapeError, match=r"statistics of 4 codes on .* and of 5 on .* do not add up"):
         count_tokens(TOKENS, 4) + count_tokens(TOKENS, 5)
     with pytest.raises(ShapeError, match="have 5 positions but the grids 4"):
         count_tokens(TOKENS, 4, [(1, 1), (2, 2)])
-    with pytest.raises(ConfigError, match="smoothing=0.0 must be above 0"):
+    with pytest.raises(ConfigError, match=r"smoothing=0.0 must be above 0"):
         count_tokens(TOKENS, 4, smoothing=0.0)
