@@ -380,3 +380,77 @@ class DoctorSettings:
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""
         raise_all(self.problems())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldsSettings:
+    """Plant worlds in which the truth is known, and mark every method by whether it finds it."""
+
+    model: str = "zoo:fashion"
+    """The model whose codes are planted: it draws the grids to plant in, or --images are encoded with it."""
+    images: str | None = None
+    """Encode the grids to plant in from here instead of generating them, as in `vqcortex tokens`."""
+    images_split: str = "train"
+    """Which part of the image source to read, as the source names it: train or test."""
+    out: Path = Path("vqcortex-worlds")
+    """Folder for the tables; made if absent. Pieces that a killed or smaller run left there are not made again."""
+    worlds: tuple[str, ...] = ()
+    """Planted worlds, see `vqcortex models --methods`; none given: all."""
+    methods: tuple[str, ...] = ()
+    """Attribution methods; none given: all. One that does not fit an extractor is skipped, and the table says why."""
+    extractors: tuple[str, ...] = ("conv8", "se_resnet")
+    """Architectures, each trained and explained by itself in every run."""
+    runs: int = 10
+    """Runs of every world, at least 2: other codes, places, images and weights."""
+    world_images: int = 3000
+    """Images of a world, at least 100; 7 of 10 train, 1 chooses the epoch, 2 test."""
+    explain_images: int = 100
+    """Test images explained per run, at least 20; all, if there are fewer."""
+    epochs: int = 12
+    """Passes over the training images, at least 3; the learning rate falls to a tenth after two thirds of them."""
+    rate: float = 3e-3
+    """Learning rate of Adam, > 0."""
+    minibatch: int = 64
+    """Images per optimiser step, at least 2."""
+    width: int = 32
+    """Feature channels of an extractor; 0 takes the default for the grid."""
+    depth: int = 4
+    """Layers of an extractor, in the architecture's own unit; 0 takes its default."""
+    codes: int = 2
+    """Causal codes of the worlds that have several, at least 2."""
+    plant_rate: float = 0.1
+    """Share of an image's positions that a planted code takes, above 0 and at most 0.5."""
+    label_noise: float = 0.0
+    """Share of images whose concept is turned round, in [0, 0.5)."""
+    correlation: float = 0.8
+    """Share of training images in which a confounder or shortcut goes with the concept, in [0.5, 1]."""
+    patch: int = 2
+    """Side of the shortcut's square, in positions, at least 1."""
+    draws: int = 20
+    """Noisy copies per image, at least 1; ignored by methods without noise."""
+    interval_resamples: int = 1000
+    """Bootstrap resamples over runs, at least 100."""
+    seed: int = 0
+    """Every random draw depends on this, the run, and the image it belongs to."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1."""
+    batch: int = 250
+    """Images per step; changes speed and memory, never results."""
+
+    def problems(self) -> Iterator[str]:
+        """Say what is wrong, one sentence each."""
+        least = {
+            "runs": 2, "world_images": 100, "explain_images": 20, "epochs": 3, "minibatch": 2, "width": 0, "depth": 0,
+            "draws": 1, "interval_resamples": 100, "batch": 1,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {bound}"
+        if not self.rate > 0:
+            yield f"rate={self.rate} must be above 0"
+        if not self.extractors:
+            yield "extractors must name at least one, as in conv8"
+
+    def check(self) -> None:
+        """Return quietly, or raise one ConfigError that lists everything wrong."""
+        raise_all(self.problems())
