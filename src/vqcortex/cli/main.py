@@ -103,6 +103,21 @@ def _doctor(settings: all_settings.DoctorSettings) -> None:
 app.command("doctor")(command_for(all_settings.DoctorSettings, _doctor))
 
 
+def _worlds(settings: all_settings.WorldsSettings) -> None:
+    from vqcortex.pipelines.worlds import measure_worlds
+    from vqcortex.pipelines.worlds_tables import summary_rows
+
+    summary = measure_worlds(settings, progress=show.Bars())["worlds_summary"]
+    heads, rows = summary_rows(summary)
+    show.print_table(heads, rows)
+    for line in dict.fromkeys(f"{row['target']}: {row['asks']}; bound {row['bound']}" for row in summary.rows):
+        show.out.print(line, markup=False)
+    show.out.print(f"done: {settings.out}", markup=False)
+
+
+app.command("worlds")(command_for(all_settings.WorldsSettings, _worlds))
+
+
 @app.command()
 def models(
     methods: Annotated[bool, typer.Option(help="List extractors, attribution methods and searches as well.")] = False,

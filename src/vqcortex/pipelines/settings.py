@@ -418,8 +418,9 @@ class WorldsSettings:
     """Layers of an extractor, in the architecture's own unit; 0 takes its default."""
     codes: int = 2
     """Causal codes of the worlds that have several, at least 2."""
-    plant_rate: float = 0.1
-    """Share of an image's positions that a planted code takes, above 0 and at most 0.5."""
+    plant_rate: float = 0.2
+    """Share of a training image's positions that a planted code takes at most, above 0 and at most 0.5; in a test
+    image it stands once."""
     label_noise: float = 0.0
     """Share of images whose concept is turned round, in [0, 0.5)."""
     correlation: float = 0.8

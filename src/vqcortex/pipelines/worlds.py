@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vqcortex.adapters import load_model
@@ -38,12 +38,13 @@ from vqcortex.seeds import number_for
 from vqcortex.worlds import WORLDS
 from vqcortex.worlds.measure import find_codes, mark, mean_per_code, rank_list
 from vqcortex.worlds.planting import build_world
-from vqcortex.worlds.protocol import CONCEPTS, WITH, Parameters, World
+from vqcortex.worlds.protocol import CONCEPTS, LEAST_IMAGES, WITH, Parameters, World
 
 ENSEMBLE = "ensemble"
 TRAVERSAL = "traversal"
 TOP_CODES = 10  # best codes looked at for the recall
 TOP_SHARE = 0.1  # of positions, likewise
+BASE = 2000  # grids to plant in at most; a world with more images plants in each several times, in other ways
 POOLED = 5  # best positions pooled per image, as by default in `vqcortex concepts`
 # What changes nothing about a piece: which others there are, and how many of them.
 APART = frozenset(
@@ -90,14 +91,20 @@ class Taught:
     Args:
         world: The world.
         module: The extractor.
-        accuracy: Share of test images whose concept it knows, against the truth before noise.
+        answers: The concept it finds likelier, per image of the world.
         alive: Codes that some base grid holds, ascending: those among which the true ones are to be found.
     """
 
     world: World
     module: nn.Module
-    accuracy: float
+    answers: Int[Tensor, " n"]
     alive: Int[Tensor, " a"]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of test images whose concept it knows, against the truth before noise."""
+        test = self.world.rows("test")
+        return float((self.answers[test] == self.world.truth[test]).double().mean())
 
 
 def measure_worlds(
@@ -149,14 +156,14 @@ def base_grids(model: Adapter, settings: WorldsSettings) -> Int[Tensor, "n h w"]
         ModelError: The model cannot do what is asked.
         DataError: There are fewer pictures than images of a world.
     """
-    wanted, step = settings.world_images, settings.batch
+    wanted, step = min(settings.world_images, BASE), settings.batch
     if settings.images is not None:
         check_ability(model.name, model.abilities, ENCODE, "leave out --images")
         shown = (load_pixels(one.image, model.size) for one in open_images(settings.images, settings.images_split))
         pixels = list(islice(shown, wanted))
         if len(pixels) < wanted:
             raise DataError(
-                f"{settings.images!r} holds {len(pixels)} pictures but a world needs {wanted}; "
+                f"{settings.images!r} holds {len(pixels)} pictures but {wanted} are planted in; "
                 f"give more, or --world-images {len(pixels)}"
             )
         parts = [model.encode(torch.stack(pixels[at : at + step]).to(model.device)) for at in range(0, wanted, step)]
@@ -187,7 +194,9 @@ def measure_piece(piece: Piece, *, ground: Ground) -> Rows:
                 "method": name, "reason": str(error)
             })  # fmt: skip
             continue
-        marks = Marked(same=same | {"method": name}, taught=taught, k=ground.model.value.k, seed=piece_seed(piece, ground))
+        marks = Marked(
+            same=same | {"method": name}, taught=taught, k=ground.model.value.k, seed=piece_seed(piece, ground)
+        )
         rows["positions"] += marks.positions(images, importance, "causal")
         rows["codes"] += marks.codes(images, importance, "causal")
         rows["null"] += marks.null(images, importance)
@@ -215,13 +224,9 @@ def teach(piece: Piece, ground: Ground) -> Taught:
         ground: The grids to plant in.
     """
     settings, model = ground.settings, ground.model.value
-    frequency = ground.base.flatten().long().bincount(minlength=model.k)
     seed = piece_seed(piece, ground)
-    world = build_world(
-        piece.world, ground.base, _ids(len(ground.base)), frequency=frequency, allowed=_allowed(model),
-        parameters=parameters_of(settings, seed),
-    )  # fmt: skip
-    train, chosen, test = (world.rows(split) for split in ("train", "validation", "test"))
+    world = plant(piece.world, settings.world_images, seed, ground)
+    train, chosen = world.rows("train"), world.rows("validation")
     codebook = model.codebook.detach()
     overrides = {one: value for one in ("width", "depth") if (value := getattr(settings, one))}
     module = build_extractor(piece.extractor, codebook.shape[1], model.grid, len(CONCEPTS), seed, **overrides)
@@ -238,10 +243,38 @@ def teach(piece: Piece, ground: Ground) -> Taught:
         ),
         codebook,
     )  # fmt: skip
-    return Taught(
-        world=world, module=module, accuracy=_accuracy(module, model, world, test, settings.batch),
-        alive=frequency.nonzero()[:, 0],
+    answers, alive = _answers(module, model, world, settings.batch), frequency_of(ground).nonzero()[:, 0]
+    return Taught(world=world, module=module, answers=answers, alive=alive)
+
+
+def plant(name: str, images: int, seed: int, ground: Ground) -> World:
+    """A world of so many images, planted in the base grids one after the other, again from the first where they end."""
+    model, frequency = ground.model.value, frequency_of(ground)
+    plantable = distinct_codes(model.codebook.detach().cpu(), frequency)
+    return build_world(
+        name, ground.base[torch.arange(images) % len(ground.base)], _ids(images), frequency=frequency,
+        allowed=allowed_cells(model.levels, model.k), plantable=plantable,
+        parameters=parameters_of(ground.settings, seed),
     )  # fmt: skip
+
+
+def frequency_of(ground: Ground) -> Int[Tensor, " k"]:
+    """How often the base grids hold each code."""
+    return ground.base.flatten().long().bincount(minlength=ground.model.value.k)
+
+
+def distinct_codes(codebook: Float[Tensor, "k d"], frequency: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+    """The half of the live codes that lie farthest from their nearest live neighbour.
+
+    What is planted must be what an extractor can tell apart: of two codes that are all but equal, a network that reads
+    codes cannot say which one makes the concept, and no explanation of it could.
+    """
+    live = frequency.nonzero()[:, 0]
+    away = torch.cdist(codebook[live].double(), codebook[live].double())
+    nearest = away.fill_diagonal_(torch.inf).amin(1)
+    found = torch.zeros(len(codebook), dtype=torch.bool)
+    found[live[nearest >= nearest.median()]] = True
+    return found
 
 
 def parameters_of(settings: WorldsSettings, seed: int) -> Parameters:
@@ -298,10 +331,13 @@ class Marked:
         return [name for name in ("causal", "decoy")[: 1 + both] if len(self._true_codes(name))]
 
     def positions(self, rows: Tensor, importance: Tensor, truth: str) -> Iterator[dict[str, Any]]:
-        """One row: marks of positions, mean over the images of the concept in which there is something to find."""
+        """One row: marks of positions, mean over the images of the concept in which there is something to find.
+
+        Only images that the extractor recognises count: what it does not see, no explanation of it can show.
+        """
         world = self.taught.world
         mask = (world.causal if truth == "causal" else world.decoy)[rows].flatten(1)
-        here = mask.any(1) & (world.truth[rows] == WITH)
+        here = mask.any(1) & (world.truth[rows] == WITH) & (self.taught.answers[rows] == WITH)
         if here.any():
             top = max(1, round(TOP_SHARE * mask.shape[1]))
             marks = mark(importance.flatten(1)[here], mask[here], top)
@@ -318,7 +354,8 @@ class Marked:
             return
         tokens, is_with = world.tokens[rows], world.truth[rows] == WITH
         found = set(find_codes(tokens, importance, world.truth[rows], self.k, seed=self.seed).codes.tolist())
-        scores = {"mean": mean_per_code(tokens[is_with], importance[is_with], self.k)}
+        mean = mean_per_code(tokens[is_with], importance[is_with], self.k)
+        scores = {"mean": mean, "sum": mean * tokens[is_with].flatten().bincount(minlength=self.k).clamp(min=1)}
         scores |= _pooled(tokens, importance, world.truth[rows], self.k)
         for pool, values in scores.items():
             row = self.code_row(pool, values, truth, world.split[int(rows[0])])
@@ -383,14 +420,9 @@ def _named(settings: WorldsSettings) -> WorldsSettings:
 
 
 def _check_plantable(ground: Ground) -> None:
-    """Raise now what every piece would raise: a world that does not fit takes a moment to find out here."""
-    model, first = ground.model.value, slice(0, min(len(ground.base), 20))
-    frequency = ground.base.flatten().long().bincount(minlength=model.k)
+    """Raise now what every piece would raise: that a world does not fit is found out here in a moment."""
     for world in ground.settings.worlds:
-        build_world(
-            world, ground.base[first], _ids(len(ground.base))[first], frequency=frequency, allowed=_allowed(model),
-            parameters=parameters_of(ground.settings, ground.settings.seed),
-        )  # fmt: skip
+        plant(world, LEAST_IMAGES, ground.settings.seed, ground)
 
 
 def _method(name: str, piece: Piece, taught: Taught, ground: Ground) -> Method:
@@ -414,16 +446,9 @@ def _is_absent_in_test(world: World) -> bool:
 
 
 @torch.no_grad()
-def _accuracy(module: nn.Module, model: Adapter, world: World, rows: Tensor, batch: int) -> float:
-    right = 0
-    for at in torch.split(rows, batch):
-        logits = module(model.embed(world.tokens[at].to(model.device)))
-        right += int((logits.argmax(1).cpu() == world.truth[at]).sum())
-    return right / len(rows)
-
-
-def _allowed(model: Adapter) -> Tensor | None:
-    return allowed_cells(model.levels, model.k)
+def _answers(module: nn.Module, model: Adapter, world: World, batch: int) -> Int[Tensor, " n"]:
+    parts = [module(model.embed(one.to(model.device))).argmax(1).cpu() for one in torch.split(world.tokens, batch)]
+    return torch.cat(parts)
 
 
 def _ids(count: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -39,7 +39,7 @@ MARKS = {
 }
 POSITIONS = {
     **SAME, **ABOUT,
-    "images": Column(unit="images", meaning="Images of the concept with something to find, averaged over."),
+    "images": Column(unit="images", meaning="Of the concept, recognised, with something to find."),
     **MARKS,
     "recall": Column(
         unit="share, 0 to 1", better="higher", meaning="True positions among the best tenth of the grid."
@@ -49,8 +49,8 @@ CODES = {
     **SAME,
     "pool": Column(
         unit="name",
-        meaning="One score per code: mean importance where it stands in images of the concept; counts or lift among "
-        "the best positions; effect of putting it into other images.",
+        meaning="One score per code: mean or sum of importance where it stands in images of the concept; counts or "
+        "lift among the best positions; effect of putting it into other images.",
     ),
     **ABOUT,
     "codes": Column(unit="code ids", meaning="The true codes."),
@@ -173,9 +173,13 @@ def _summary(rows: Rows, settings: WorldsSettings) -> Iterator[dict[str, Any]]:
                 pool = str(row.get("pool", "tests" if target.table == "null" else "positions"))
                 groups.setdefault((row["extractor"], row["method"], pool), []).append(row)
         for (extractor, method, pool), group in groups.items():
-            yield {"target": target.name, "asks": target.asks, "extractor": extractor, "method": method, "pool": pool} | (
-                _over_runs(target, group, resampling)
-            )
+            yield {
+                "target": target.name,
+                "asks": target.asks,
+                "extractor": extractor,
+                "method": method,
+                "pool": pool,
+            } | (_over_runs(target, group, resampling))
 
 
 def _over_runs(target: Target, group: Sequence[Row], resampling: Resampling) -> dict[str, Any]:
@@ -183,7 +187,7 @@ def _over_runs(target: Target, group: Sequence[Row], resampling: Resampling) -> 
     low: float | None
     high: float | None
     if isinstance(values[0], bool):
-        exact = binomtest(sum(values), len(values)).proportion_ci(method="exact")
+        exact = binomtest(values.count(True), len(values)).proportion_ci(method="exact")
         value, low, high = sum(values) / len(values), float(exact.low), float(exact.high)
     else:
         one = interval(torch.tensor(values, dtype=torch.float64), resampling)

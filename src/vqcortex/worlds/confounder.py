@@ -7,7 +7,7 @@ from vqcortex.worlds.single import holds, present
 
 CONFOUNDER = Kind(
     name="confounder",
-    description="One code makes the concept; another goes with it in training, and is independent of it in test images.",
+    description="One code makes the concept; another goes with it in training, independent of it in test.",
     causal=1,
     present=present,
     holds=holds,

@@ -98,9 +98,7 @@ def ranks_of(scores: Float[Tensor, "b n"], truth: Bool[Tensor, "b n"]) -> Int[Te
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def mean_per_code(
-    tokens: Int[Tensor, "b h w"], importance: Float[Tensor, "b h w"], k: int
-) -> Float[Tensor, " k"]:
+def mean_per_code(tokens: Int[Tensor, "b h w"], importance: Float[Tensor, "b h w"], k: int) -> Float[Tensor, " k"]:
     """Mean importance of a code over the positions that hold it; minus infinity for a code that is nowhere."""
     flat = tokens.flatten()
     total = torch.zeros(k, dtype=torch.float64).index_add_(0, flat, importance.flatten().double())

@@ -19,4 +19,6 @@ def holds(stands: Bool[Tensor, "b m"]) -> Bool[Tensor, " b"]:
     return torch.zeros(len(stands), dtype=torch.bool)
 
 
-NULL = Kind(name="null", description="Concepts are drawn by a coin: no code makes any.", causal=0, present=present, holds=holds)
+NULL = Kind(
+    name="null", description="Concepts are drawn by a coin: no code makes any.", causal=0, present=present, holds=holds
+)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vqcortex.errors import ConfigError, DataError, ShapeError, TokenError
 from vqcortex.seeds import generator_for, number_for
 from vqcortex.worlds import WORLDS
-from vqcortex.worlds.protocol import LEAST_IMAGES, WITH, Kind, Parameters, World
+from vqcortex.worlds.protocol import LEAST_IMAGES, Kind, Parameters, World
 
 TENTHS = ("train",) * 7 + ("validation",) + ("test",) * 2
 
@@ -61,6 +61,7 @@ def build_world(
     frequency: Real[Tensor, " k"],
     parameters: Parameters | None = None,
     allowed: Bool[Tensor, "k h w"] | None = None,
+    plantable: Bool[Tensor, " k"] | None = None,
 ) -> World:
     """Return a world planted into grids of a model; an image does not depend on those beside it.
 
@@ -71,6 +72,7 @@ def build_world(
         frequency: How often each code is used; codes never used are not planted, background is drawn by it.
         parameters: How the world is turned; None: the defaults.
         allowed: True where a code may stand, for models whose levels have codebooks of their own; None: everywhere.
+        plantable: True for codes that may be planted; None: all live ones.
 
     Raises:
         UnknownName: There is no such world.
@@ -80,7 +82,7 @@ def build_world(
     """
     parameters = parameters or Parameters()
     _check_base(base, image_ids, len(frequency))
-    plan = plan_world(WORLDS[name], (base.shape[1], base.shape[2]), frequency, parameters, allowed)
+    plan = plan_world(WORLDS[name], (base.shape[1], base.shape[2]), frequency, parameters, allowed, plantable)
     made = [_image(plan, grid, image_id) for grid, image_id in zip(base.cpu().long(), image_ids, strict=True)]
     tokens = torch.stack([grid for grid, _, _ in made])
     return World(
@@ -105,27 +107,29 @@ def plan_world(
     frequency: Real[Tensor, " k"],
     parameters: Parameters,
     allowed: Bool[Tensor, "k h w"] | None = None,
+    plantable: Bool[Tensor, " k"] | None = None,
 ) -> Plan:
     """Choose a world's codes among the live ones, and its places.
 
     Args:
         kind: Which world.
         grid: Rows and columns, (h, w).
-        frequency: See `build_world`; so is allowed.
+        frequency: See `build_world`; so are allowed and plantable.
         parameters: How it is turned.
 
     Raises:
         ConfigError: More codes than are live or than the grid has room for, or a patch that does not fit.
     """
-    live = (frequency > 0).nonzero()[:, 0].cpu()
+    live = (frequency > 0).cpu()
+    fit = (live if plantable is None else live & plantable.cpu()).nonzero()[:, 0]
     m = parameters.codes if kind.causal is None else kind.causal
     u = 0 if kind.decoy is None else 1
-    if m + u >= len(live):
+    if m + u > len(fit) or m + u >= live.sum():
         raise ConfigError(
-            f"world {kind.name!r} plants {m + u} codes but only {len(live)} are live, and one at least must be left "
-            "for the background; take fewer codes or more base grids"
+            f"world {kind.name!r} plants {m + u} codes, but {len(fit)} may be planted of {int(live.sum())} live ones, "
+            "one of which must be left for the background; take fewer codes or more base grids"
         )
-    chosen = live[torch.randperm(len(live), generator=generator_for(parameters.seed, kind.name, "codes"))[: m + u]]
+    chosen = fit[torch.randperm(len(fit), generator=generator_for(parameters.seed, kind.name, "codes"))[: m + u]]
     weights = frequency.double().cpu().clone()
     weights[chosen] = 0
     plan = Plan(
@@ -148,6 +152,18 @@ def half_of(grid: tuple[int, int]) -> Bool[Tensor, "h w"]:
 def split_of(image_id: str, seed: int) -> str:
     """What an image is for: 7 of 10 train, 1 chooses, 2 test, drawn for each image by itself."""
     return TENTHS[number_for(seed, image_id, "split") % len(TENTHS)]
+
+
+def copies_of(plan: Plan, image_id: str) -> int:
+    """Positions that every scattered code of an image takes: one in a test image, any number up to the most elsewhere.
+
+    With one copy it is one position that decides, which an explanation can be asked for; with several none decides by
+    itself. From images with several an extractor learns sooner what to look for.
+    """
+    if split_of(image_id, plan.parameters.seed) == "test":
+        return 1
+    most = plan.parameters.most((plan.places.shape[0], plan.places.shape[1]))
+    return 1 + int(torch.randint(most, (), generator=generator_for(plan.parameters.seed, image_id, "copies")))
 
 
 def causal_positions(plan: Plan, tokens: Int[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
@@ -179,15 +195,14 @@ def _image(plan: Plan, base: Int[Tensor, "h w"], image_id: str) -> tuple[Tensor,
     concept = truth != _happens(plan.parameters.label_noise, seed, image_id, "noise")
     grid = background(plan, base, image_id)
     source = generator_for(seed, image_id, "plant")
+    copies = copies_of(plan, image_id)
     free = ~plan.patch
-    for code, stands in zip(
-        plan.causal.tolist(), plan.kind.present(truth, len(plan.causal), source), strict=True
-    ):
+    for code, stands in zip(plan.causal.tolist(), plan.kind.present(truth, len(plan.causal), source), strict=True):
         if stands:
-            _scatter(plan, grid, free, plan.places, code, source)
+            _scatter(plan, grid, free, plan.places, code, copies, source)
     if plan.kind.is_placed:
-        _lay_elsewhere(plan, grid, free, image_id)
-    _lay_decoys(plan, grid, free, truth, concept, image_id)
+        _lay_elsewhere(plan, grid, free, copies, image_id)
+    _lay_decoys(plan, grid, free, copies, truth, concept, image_id)
     return grid, int(concept), int(truth)
 
 
@@ -198,24 +213,24 @@ def _happens(chance: float, *names: object) -> bool:
 
 
 def _scatter(
-    plan: Plan, grid: Tensor, free: Tensor, where: Tensor, code: int, source: torch.Generator
+    plan: Plan, grid: Tensor, free: Tensor, where: Tensor, code: int, copies: int, source: torch.Generator
 ) -> None:
-    """Put a code at as many positions as it takes, and mark them as taken."""
+    """Put a code at so many positions, and mark them as taken."""
     cells = _room_for(plan, free & where, code).nonzero()
-    rows, columns = cells[torch.randperm(len(cells), generator=source)[: plan.parameters.copies(grid.shape)]].T  # type: ignore[arg-type]
+    rows, columns = cells[torch.randperm(len(cells), generator=source)[:copies]].T
     grid[rows, columns] = code
     free[rows, columns] = False
 
 
-def _lay_elsewhere(plan: Plan, grid: Tensor, free: Tensor, image_id: str) -> None:
+def _lay_elsewhere(plan: Plan, grid: Tensor, free: Tensor, copies: int, image_id: str) -> None:
     """In half of the images, whatever their concept, the causal codes also stand where they do not count."""
     if _happens(0.5, plan.parameters.seed, image_id, "elsewhere"):
         source = generator_for(plan.parameters.seed, image_id, "elsewhere places")
         for code in plan.causal.tolist():
-            _scatter(plan, grid, free, ~plan.places, code, source)
+            _scatter(plan, grid, free, ~plan.places, code, copies, source)
 
 
-def _lay_decoys(plan: Plan, grid: Tensor, free: Tensor, truth: bool, concept: bool, image_id: str) -> None:
+def _lay_decoys(plan: Plan, grid: Tensor, free: Tensor, copies: int, truth: bool, concept: bool, image_id: str) -> None:
     decoy, seed = plan.kind.decoy, plan.parameters.seed
     if decoy is None:
         return
@@ -230,7 +245,8 @@ def _lay_decoys(plan: Plan, grid: Tensor, free: Tensor, truth: bool, concept: bo
         if decoy.is_patch:
             grid[plan.patch] = code
         else:
-            _scatter(plan, grid, free, plan.places, code, generator_for(seed, image_id, "decoy places"))
+            source = generator_for(seed, image_id, "decoy places")
+            _scatter(plan, grid, free, plan.places, code, copies, source)
 
 
 def _room_for(plan: Plan, cells: Bool[Tensor, "h w"], code: int) -> Bool[Tensor, "h w"]:
@@ -260,14 +276,14 @@ def _patch(
 def _check_room(plan: Plan) -> None:
     """Every planted code must find its places, and the background a code, even where all stand in one image."""
     grid = (plan.places.shape[0], plan.places.shape[1])
-    copies, scattered = plan.parameters.copies(grid), plan.planted if not plan.patch.any() else plan.causal
-    needed = copies * len(scattered)
+    most, scattered = plan.parameters.most(grid), plan.planted if not plan.patch.any() else plan.causal
+    needed = most * len(scattered)
     for where in (plan.places, ~plan.places) if plan.kind.is_placed else (plan.places,):
         for code in scattered.tolist():
             room = int(_room_for(plan, where & ~plan.patch, code).sum())
             if room < needed:
                 raise ConfigError(
-                    f"world {plan.kind.name!r} plants {len(scattered)} code(s) at {copies} position(s) each, but code "
+                    f"world {plan.kind.name!r} plants {len(scattered)} code(s) at up to {most} position(s), but code "
                     f"{code} may stand at {room} of the {grid[0]}x{grid[1]} positions; take fewer codes or a smaller "
                     "plant-rate"
                 )

@@ -28,7 +28,8 @@ class Parameters:
 
     Args:
         codes: Causal codes of the worlds that have several, at least 2.
-        plant_rate: Share of an image's positions that a planted code takes, above 0 and at most 0.5; one at least.
+        plant_rate: Share of an image's positions that a planted code takes at most, above 0 and at most 0.5; one at
+            least. Images outside the test split have 1 to so many copies of a code, test images one.
         label_noise: Share of images whose concept is turned round, in every split, in [0, 0.5).
         correlation: Share of images outside the test split in which a decoy is there if and only if its concept is, in
             [0.5, 1]; 0.5: independent.
@@ -37,7 +38,7 @@ class Parameters:
     """
 
     codes: int = 2
-    plant_rate: float = 0.1
+    plant_rate: float = 0.2
     label_noise: float = 0.0
     correlation: float = 0.8
     patch: int = 2
@@ -61,8 +62,8 @@ class Parameters:
         if self.seed < 0:
             yield f"seed={self.seed} must be at least 0"
 
-    def copies(self, grid: tuple[int, int]) -> int:
-        """Positions that a planted code takes on a grid of (h, w)."""
+    def most(self, grid: tuple[int, int]) -> int:
+        """Positions that a planted code takes at most on a grid of (h, w)."""
         return max(1, round(self.plant_rate * grid[0] * grid[1]))
 
 

@@ -14,7 +14,7 @@ from vqcortex.worlds.protocol import Decoy, Kind
 
 SHORTCUT = Kind(
     name="shortcut",
-    description="Any of a set of codes makes the concept; a patch at one place gives it away in training, never in test.",
+    description="Any of a set of codes makes the concept; a patch goes with it in training, never in test.",
     causal=None,
     present=present,
     holds=holds,

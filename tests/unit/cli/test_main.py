@@ -45,7 +45,7 @@ def is_one_mistake(found: tuple[int, str, str], *words: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("command", [*door.COMMANDS, "demo", "models", "version"])
+@pytest.mark.parametrize("command", [*door.COMMANDS, "demo", "doctor", "models", "version", "worlds"])
 def test_every_command_has_help(vqcortex, command):
     code, out, _ = vqcortex(command, "--help")
     assert code == 0
