@@ -9,7 +9,7 @@ from vqcortex.worlds.protocol import Parameters
 from vqcortex.worlds.shortcut import SHORTCUT
 from vqcortex.worlds.single import SINGLE
 
-N, K, GRID = 1000, 9, (4, 5)
+N, K, GRID = 500, 9, (4, 5)
 BASE = torch.randint(K, (N, *GRID), generator=torch.Generator().manual_seed(1))
 IDS = [str(number) for number in range(N)]
 USE = torch.bincount(BASE.flatten(), minlength=K)
@@ -28,8 +28,8 @@ def agreement(world, split):
 @pytest.mark.parametrize("name", ["confounder", "shortcut"])
 def test_a_decoy_goes_with_the_concept_as_often_as_asked_and_not_in_test(name, correlation):
     world = world_named(name, correlation=correlation)
-    assert agreement(world, "train") == pytest.approx(correlation, abs=0.06)
-    assert agreement(world, "test") == pytest.approx(0.5, abs=0.1)
+    assert agreement(world, "train") == pytest.approx(correlation, abs=0.08)
+    assert agreement(world, "test") == pytest.approx(0.5, abs=0.13)
     if name == "shortcut":
         assert not world.decoy[world.rows("test")].any()
 
@@ -65,13 +65,13 @@ def test_a_placed_code_stands_in_the_other_half_as_often_with_as_without_the_con
     world = world_named("placed")
     lower = (world.tokens == world.causal_codes[0])[:, 2:].flatten(1).any(1)
     for concept in (0, 1):
-        assert lower[world.truth == concept].double().mean() == pytest.approx(0.5, abs=0.06)
+        assert lower[world.truth == concept].double().mean() == pytest.approx(0.5, abs=0.08)
 
 
 def test_single_members_of_a_pair_stand_alone_without_the_concept():
     world = world_named("pair")
     a, b = ((world.tokens == code).flatten(1).any(1)[world.truth == 0] for code in world.causal_codes)
-    assert [int((a & ~b).sum() > 50), int((b & ~a).sum() > 50), int((a & b).sum())] == [1, 1, 0]
+    assert [int((a & ~b).sum() > 25), int((b & ~a).sum() > 25), int((a & b).sum())] == [1, 1, 0]
 
 
 def test_codes_that_act_on_each_other_are_told_as_pairs():
