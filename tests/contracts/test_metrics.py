@@ -25,7 +25,7 @@ IDS = [f"image-{i}" for i in range(8)]
 CONCEPT = torch.tensor([1, 2, 3, 4, 5, 6, 7, 4])  # not black: its loss would not show under the black fill
 TOKENS = TOY.generate(CONCEPT, IDS, seed=5)
 EMBEDDED = TOY.embed(TOKENS)
-TRUTH = TOKENS == CONCEPT[:, None, None]
+TRUTH = CONCEPT[:, None, None] == TOKENS
 SHAPES = {"curves": CurveMetric, "method": MethodMetric, "maps": MapMetric, "mask": MaskMetric}
 EXPLAINERS = ("perfect", "random", "constant", "inverted")
 
@@ -54,9 +54,8 @@ def explain(explainer, embedded, concept, image_ids):
     near = (embedded - TOY.codebook[concept][:, :, None, None]).square().sum(1)
     perfect = torch.exp(-8 * near)
     if explainer == "random":
-        at = [f"{one.sum().item():.6f}" for one in embedded]
-        drawn = [torch.rand(perfect.shape[1:], generator=generator_for(0, i, a)) for i, a in zip(image_ids, at)]
-        return torch.stack(drawn)
+        seen = zip(image_ids, embedded.sum((1, 2, 3)).tolist(), strict=True)
+        return torch.stack([torch.rand(3, 4, generator=generator_for(0, name, round(at, 4))) for name, at in seen])
     return {"perfect": perfect, "constant": torch.ones_like(perfect), "inverted": -perfect}[explainer]
 
 
@@ -121,11 +120,13 @@ def test_company_and_order_change_nothing(name):
 @pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].reads != "curves"])
 def test_nan_is_no_explanation(name):
     metric, nan = METRICS[name](), torch.full((8, 3, 4), torch.nan)
-    with pytest.raises(ConfigError, match=r"maps hold NaN"):
-        if metric.reads == "method":
-            metric(lambda *asked: nan, Counter(), EMBEDDED, CONCEPT, IDS)
-        else:
-            metric(nan, TRUTH if metric.reads == "mask" else TRUTH.float())
+    asked = {
+        "method": (lambda *_: nan, Counter(), EMBEDDED, CONCEPT, IDS),
+        "maps": (nan, TRUTH.float()),
+        "mask": (nan, TRUTH),
+    }
+    with pytest.raises(ConfigError, match="maps hold NaN"):
+        metric(*asked[metric.reads])
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].reads == "method"])

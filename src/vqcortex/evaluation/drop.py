@@ -162,9 +162,7 @@ def drops_of_batch(
     before = beliefs(judges, pixels, concept)  # (2, j, b)
     ready = [filler(fill, adapter, tokens, image_ids, pixels) for fill in fills]
     every = torch.arange(len(tokens), device=tokens.device)
-    drops = [
-        before - beliefs(judges, filled(every, hidden), concept) for hidden in masks.values() for filled in ready
-    ]
+    drops = [before - beliefs(judges, filled(every, hidden), concept) for hidden in masks.values() for filled in ready]
     probability, log_odds = torch.stack(drops, 1).float().unbind()  # (q, j, b) each
     areas = torch.stack([hidden.flatten(1).sum(1) for hidden in masks.values()])
     return Evidence(

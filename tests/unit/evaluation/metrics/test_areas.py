@@ -23,7 +23,9 @@ def test_areas_are_those_worked_out_by_hand():
 
 def test_a_count_of_all_positions_adds_no_area():
     all_four = torch.tensor([0.4, 0.2, 0.1]).reshape(1, 1, 3, 1, 1)
-    assert DeletionAUC()(replace(ONE, counts=(1, 3, 4), removed=all_four, kept=None)).item() == DeletionAUC()(ONE).item()
+    assert (
+        DeletionAUC()(replace(ONE, counts=(1, 3, 4), removed=all_four, kept=None)).item() == DeletionAUC()(ONE).item()
+    )
 
 
 def test_a_judge_that_never_changes_its_mind_gives_its_probability():
