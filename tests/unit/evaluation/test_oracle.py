@@ -37,6 +37,34 @@ def test_the_size_of_a_step_and_company_change_no_order(toy, images, fill):
         assert torch.equal(greedy_on_judge(toy, judge, tokens[[i]], concept[[i]], [ids[i]], filling, 3)[0], whole[i])
 
 
+def test_fewer_candidates_ask_less_and_all_of_them_change_nothing(toy, share, images):
+    asked = []
+
+    class Counting:
+        name = "counting"
+
+        def __call__(self, pixels):
+            asked.append(len(pixels))
+            return share(pixels)
+
+    def search(candidates):
+        asked.clear()
+        return greedy_on_judge(toy, Counting(), *images, Black(), 4, candidates=candidates), sum(asked)
+
+    exact, pictures = search(None)
+    same, as_many = search(12)
+    few, fewer = search(3)
+    assert torch.equal(same, exact)
+    assert (pictures, as_many, fewer) == (6 * (12 + 11 + 10 + 9), 6 * (12 + 11 + 10 + 9), 6 * (12 + 3 + 3 + 3))
+    assert torch.equal(few == 12, exact == 12)  # the first is chosen among all
+    assert few.flatten(1).sort(1).values.tolist() == [list(range(1, 13))] * 6
+
+
+def test_at_least_one_candidate_is_tried(toy, share, images):
+    with pytest.raises(ConfigError, match="candidates=0 must be at least 1, or None"):
+        greedy_on_judge(toy, share, *images, Black(), 1, candidates=0)
+
+
 def test_a_judge_may_not_score_the_oracle_that_asked_it():
     arms = ["tis", oracle_arm("cnn"), oracle_arm("patch")]
     assert fair_pairs(arms, ["cnn", "patch"]).tolist() == [[True, True], [False, True], [True, False]]
