@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import adapters
+import draws
 import evaluation
 import pooling
 import search
@@ -33,6 +34,7 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "search": search,
     "pooling": pooling,
     "adapters": adapters,
+    "draws": draws,
     "evaluation": evaluation,
 }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FILES = ("common", "tis", "search", "pooling", "adapters", "evaluation", "run")
+FILES = ("common", "tis", "search", "pooling", "adapters", "draws", "evaluation", "run")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def run(bench, *words):
         ("search", [3]),
         ("pooling", [100]),
         ("adapters", [1 / 1.05] * 4),
+        ("draws", [4] * 3),
         ("evaluation", [30, 30]),
     ],
 )
