@@ -11,15 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vqcortex.attribution.interactions import synergy
-from vqcortex.attribution.logits import (
-    AT_ONCE,
-    at_once_problems,
-    check_finite,
-    check_lengths,
-    evaluated,
-    hidden_logits,
-)
+from vqcortex.attribution.interactions import corners_of, synergy, values_on
+from vqcortex.attribution.logits import AT_ONCE
 from vqcortex.config import raise_all
 
 
@@ -28,39 +21,33 @@ def inserted_values(
     embedded: Float[Tensor, "b d h w"],
     concept: Int[Tensor, " b"],
     image_ids: Sequence[str],
-    code_a: Float[Tensor, " d"],
-    code_b: Float[Tensor, " d"],
-    at_a: Bool[Tensor, "h w"],
-    at_b: Bool[Tensor, "h w"],
+    codes: Float[Tensor, "m d"],
+    places: Bool[Tensor, "m h w"],
+    coalitions: Int[Tensor, "b q"],
     *,
     at_once: int = AT_ONCE,
-) -> Float[Tensor, "b 4"]:
-    """Return the concept's logit of each image untouched, with A, with B, and with both, float64 on the CPU.
+) -> Float[Tensor, "b q"]:
+    """Return the concept's logit of each image with some codes put in, float64 on the CPU.
 
     Args:
-        embedded: Background images; meant to hold neither code.
-        concept: What A and B may speak for, hardly the images' own.
-        code_a: What stands at the positions of A.
-        code_b: Likewise.
-        at_a: Where A goes, at least one position, none of them B's.
-        at_b: Likewise.
+        embedded: Background images; meant to hold none of the codes put into them.
+        concept: What the codes may speak for, hardly the images' own.
+        codes: What is put in, at least 2.
+        places: Where each code goes: at least one position, and none of another's.
+        coalitions: Bit i is set where code i is put in, so that 0 is the image itself.
         at_once: Grids in one forward, at least 1.
 
     Raises:
-        ConfigError: A code goes nowhere, or both to one position.
-        ShapeError: The numbers of images, concepts and ids differ.
+        ConfigError: A code goes nowhere, or two to one position.
+        ShapeError: Shapes do not fit one another.
         ModelError: The extractor gives NaN.
     """
-    raise_all([*at_once_problems(at_once), *_place_problems(at_a, at_b)])
-    check_lengths(embedded, concept, image_ids)
-    device, images = embedded.device, len(embedded)
-    at_a, at_b = at_a.to(device), at_b.to(device)
-    codes = torch.where(at_a, code_a.to(embedded)[:, None, None], code_b.to(embedded)[:, None, None])
-    changed = torch.stack([torch.zeros_like(at_a), at_a, at_b, at_a | at_b]).expand(images, -1, -1, -1)
-    with evaluated(extractor):
-        values = hidden_logits(extractor, embedded, codes.expand_as(embedded), changed, concept.cpu(), at_once)
-    check_finite(values, image_ids, "logits")
-    return values.double().cpu()
+    raise_all(_place_problems(places))
+    places = places.to(embedded.device)
+    put = (codes.to(embedded)[:, :, None, None] * places[:, None]).sum(0)
+    shown = torch.where(places.any(0), put, embedded)
+    players = places.expand(len(embedded), -1, -1, -1)
+    return values_on(extractor, shown, [embedded], concept, image_ids, players, coalitions, at_once=at_once)
 
 
 def insertion_synergy(
@@ -77,13 +64,12 @@ def insertion_synergy(
 ) -> Float[Tensor, " b"]:
     """Return f(A and B) - f(A) - f(B) + f(neither) of each image, in logits.
 
-    Above 0 where the concept needs both; far below 0 where it needs exactly one. Arguments as in `inserted_values`.
+    Above 0 where the concept needs both; far below 0 where it needs exactly one. Arguments and errors as in
+    `inserted_values`, for two codes.
     """
-    return synergy(
-        inserted_values(
-            extractor, embedded, concept, image_ids, code_a, code_b, at_a, at_b, at_once=at_once
-        )
-    )  # fmt: skip
+    codes, places = torch.stack([code_a, code_b]), torch.stack([at_a, at_b])
+    four = corners_of(2).expand(len(embedded), -1)
+    return synergy(inserted_values(extractor, embedded, concept, image_ids, codes, places, four, at_once=at_once))
 
 
 def typical_places(counts: Int[Tensor, "n h w"], cells: Sequence[int]) -> Bool[Tensor, "n h w"]:
@@ -111,9 +97,9 @@ def typical_places(counts: Int[Tensor, "n h w"], cells: Sequence[int]) -> Bool[T
     return found.unflatten(1, counts.shape[1:])
 
 
-def _place_problems(at_a: Tensor, at_b: Tensor) -> Iterator[str]:
-    for name, at in (("A", at_a), ("B", at_b)):
+def _place_problems(places: Tensor) -> Iterator[str]:
+    for number, at in enumerate(places):
         if not bool(at.any()):
-            yield f"code {name} goes to 0 positions; at least 1 is needed, as from typical_places"
-    if both := int((at_a.cpu() & at_b.cpu()).sum()):
-        yield f"{both} position(s) would hold both codes; give each position to one"
+            yield f"code number {number} goes to 0 positions; at least 1 is needed, as from typical_places"
+    if twice := int((places.sum(0) > 1).sum()):
+        yield f"{twice} position(s) would hold two codes; give each position to one"

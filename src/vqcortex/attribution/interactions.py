@@ -10,7 +10,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -76,6 +76,17 @@ def pairs_of(players: int) -> list[tuple[int, int]]:
     return list(combinations(range(players), 2))
 
 
+def corners_of(players: int) -> Int[Tensor, "p 4"]:
+    """Coalitions of neither, the first, the second and both of every pair.
+
+    Example:
+        >>> corners_of(2).tolist()
+        [[0, 1, 2, 3]]
+    """
+    first, second = (1 << torch.tensor(pairs_of(players))).unbind(1)
+    return torch.stack([0 * first, first, second, first | second], 1)
+
+
 def positions_of(tokens: Int[Tensor, "b h w"], codes: Sequence[int], k: int) -> Bool[Tensor, "b m h w"]:
     """Return where each code stands: one player per code.
 
@@ -115,7 +126,7 @@ def coalition_values(
     embedded: Float[Tensor, "b d h w"],
     concept: Int[Tensor, " b"],
     image_ids: Sequence[str],
-    players: Bool[Tensor, "b m h w"],
+    players: Bool[Tensor, "_ m _ _"],
     coalitions: Int[Tensor, "b q"],
     *,
     baseline: Baseline = None,
@@ -134,27 +145,42 @@ def coalition_values(
         ConfigError: Fewer than two players, or more than 24; or one position with two.
         ModelError: The extractor gives NaN.
     """
+    fills = (baseline_grid(baseline, draw, embedded, image_ids) for draw in range(draws_of(baseline)))
+    return values_on(extractor, embedded, fills, concept, image_ids, players, coalitions, at_once=at_once)
+
+
+def values_on(
+    extractor: nn.Module,
+    embedded: Float[Tensor, "b d h w"],
+    fills: Iterable[Float[Tensor, "b d h w"]],
+    concept: Int[Tensor, " b"],
+    image_ids: Sequence[str],
+    players: Bool[Tensor, "_ m _ _"],
+    coalitions: Int[Tensor, "b q"],
+    *,
+    at_once: int = AT_ONCE,
+) -> Float[Tensor, "b q"]:
+    """As `coalition_values`, with whole grids for what absent players hold, averaged over: at least one."""
     raise_all(at_once_problems(at_once))
     check_lengths(embedded, concept, image_ids)
     _check_players(players, embedded)
-    m, concept = players.shape[1], concept.cpu()
-    has = (players.flatten(2).any(2).cpu().long() << torch.arange(m)).sum(1)
+    m, concept, players = players.shape[1], concept.cpu(), players.to(embedded.device)
+    bits = torch.arange(m)
+    has = (players.flatten(2).any(2).cpu().long() << bits).sum(1)
     images = torch.arange(len(embedded))[:, None]
     # An absent player that the image lacks changes nothing: such coalitions are one.
     asked, place = (images << m | coalitions.cpu() & has[:, None]).unique(return_inverse=True)
-    total = torch.zeros(len(asked), dtype=torch.float64)
+    found = []
     with evaluated(extractor):
-        for draw in range(draws_of(baseline)):
-            fill = baseline_grid(baseline, draw, embedded, image_ids)
-            for start in range(0, len(asked), at_once):
-                part = asked[start : start + at_once]
-                image, absent = part >> m, (part[:, None] >> torch.arange(m) & 1) == 0
+        for fill in fills:
+            parts = []
+            for part in asked.split(at_once):
+                image, absent = part >> m, (part[:, None] >> bits & 1) == 0
                 here = image.to(embedded.device)
-                hidden = players.to(here.device)[here] & absent.to(here.device)[:, :, None, None]
-                total[start : start + at_once] += hidden_logits(
-                    extractor, embedded[here], fill[here], hidden.any(1, keepdim=True), concept[image], at_once
-                )[:, 0].cpu()
-    values = total[place] / draws_of(baseline)
+                hidden = (players[here] & absent.to(here.device)[:, :, None, None]).any(1, keepdim=True)
+                parts.append(hidden_logits(extractor, embedded[here], fill[here], hidden, concept[image], at_once))
+            found.append(torch.cat(parts)[:, 0].double().cpu())
+    values = torch.stack(found).mean(0)[place]
     check_finite(values, image_ids, "logits")
     return values
 
@@ -164,7 +190,7 @@ def measure_together(
     embedded: Float[Tensor, "b d h w"],
     concept: Int[Tensor, " b"],
     image_ids: Sequence[str],
-    players: Bool[Tensor, "b m h w"],
+    players: Bool[Tensor, "_ m _ _"],
     *,
     baseline: Baseline = None,
     contexts: int = 16,
@@ -190,11 +216,10 @@ def measure_together(
     check_lengths(embedded, concept, image_ids)
     _check_players(players, embedded)
     m = players.shape[1]
-    own, first, second = 1 << torch.arange(m), *(1 << torch.tensor(pairs_of(m))).unbind(1)
-    corners = torch.stack([0 * first, first, second, first | second], 1)
-    everybody = (1 << m) - 1
+    own, corners, everybody = 1 << torch.arange(m), corners_of(m), (1 << m) - 1
+    both = corners[:, 3]
     if m <= EXACT:
-        around, by_size = _all_contexts(m, first | second)
+        around, by_size = _all_contexts(m, both)
         before, singly = _all_contexts(m, own)
         evenly, alike = around, torch.full_like(by_size, 1 / by_size.shape[1])
     else:
@@ -203,7 +228,7 @@ def measure_together(
     wanted = [
         torch.stack([torch.zeros(m + 1).long(), torch.cat([own, torch.tensor([everybody])])], 1)[None],  # (1, m + 1, 2)
         torch.stack([before, before | own[:, None]], 3),
-        (everybody & ~(first | second))[None, :, None] | corners[None],
+        (everybody & ~both)[None, :, None] | corners[None],
         around[..., None] | corners[:, None],
         evenly[..., None] | corners[:, None],
     ]
@@ -257,7 +282,7 @@ def group_effect(
     embedded: Float[Tensor, "b d h w"],
     concept: Int[Tensor, " b"],
     image_ids: Sequence[str],
-    players: Bool[Tensor, "b m h w"],
+    players: Bool[Tensor, "_ m _ _"],
     *,
     baseline: Baseline = None,
     at_once: int = AT_ONCE,
