@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from vqcortex.adapters.protocol import Adapter
 from vqcortex.attribution.baselines import Baseline, chosen_baseline
 from vqcortex.attribution.insertion import inserted_values, typical_places
 from vqcortex.attribution.interactions import (
@@ -161,22 +162,40 @@ def _measure_concept(
     asked: Question, *, carried: Carried[Loaded], baseline: Baseline, settings: InteractionsSettings
 ) -> Found:
     loaded = carried.value
-    removed = _removed(asked, loaded, baseline, settings)
-    pairs = [*_removed_pairs(asked, removed), *_inserted_pairs(asked, loaded, settings)]
-    return pairs, _group(asked, removed, loaded, baseline, settings)
+    extractors = [one.module for one in loaded.members.values()]
+    return measure_question(asked, loaded.model, extractors, baseline, settings)
 
 
-def _removed(asked: Question, loaded: Loaded, baseline: Baseline, settings: InteractionsSettings) -> list[Together]:
+def measure_question(
+    asked: Question, model: Adapter, extractors: Sequence[nn.Module], baseline: Baseline, settings: InteractionsSettings
+) -> Found:
+    """What the codes of a concept do in pairs, taken out and put in, and all together, by every extractor.
+
+    Args:
+        asked: The concept, its codes and the images.
+        model: Whose codes they are.
+        extractors: The study's own first.
+        baseline: What stands where a code was taken out.
+        settings: Images per pair, seed and batch.
+    """
+    removed = _removed(asked, model, extractors, baseline, settings)
+    pairs = [*_removed_pairs(asked, removed), *_inserted_pairs(asked, model, extractors, settings)]
+    return pairs, _group(asked, removed, model, extractors, baseline, settings)
+
+
+def _removed(
+    asked: Question, model: Adapter, extractors: Sequence[nn.Module], baseline: Baseline, settings: InteractionsSettings
+) -> list[Together]:
     """What the codes do in the concept's own images, by every extractor."""
-    device, images = loaded.model.codebook.device, asked.images
-    embedded = loaded.model.embed(images.tokens.to(device))
-    players = positions_of(images.tokens, asked.codes, loaded.model.k)
+    device, images = model.codebook.device, asked.images
+    embedded = model.embed(images.tokens.to(device))
+    players = positions_of(images.tokens, asked.codes, model.k)
     return [
         measure_together(
-            one.module, embedded, images.concept, images.image_ids, players, baseline=baseline, seed=settings.seed,
+            one, embedded, images.concept, images.image_ids, players, baseline=baseline, seed=settings.seed,
             at_once=settings.batch,
         )
-        for one in loaded.members.values()
+        for one in extractors
     ]  # fmt: skip
 
 
@@ -190,7 +209,9 @@ def _removed_pairs(asked: Question, removed: list[Together]) -> Iterator[PairVal
         )  # fmt: skip
 
 
-def _inserted_pairs(asked: Question, loaded: Loaded, settings: InteractionsSettings) -> Iterator[PairValues]:
+def _inserted_pairs(
+    asked: Question, model: Adapter, extractors: Sequence[nn.Module], settings: InteractionsSettings
+) -> Iterator[PairValues]:
     """What the codes do where they usually stand, in images that hold neither of a pair, by every extractor."""
     found: dict[tuple[int, int], Tensor] = {}
     usual = (asked.counts.sum((1, 2)) / asked.holding.clamp(min=1)).round().clamp(min=1).long()
@@ -199,12 +220,12 @@ def _inserted_pairs(asked: Question, loaded: Loaded, settings: InteractionsSetti
     codes = torch.tensor(asked.codes)[placed]
     if len(codes) > 1:
         fits = _fitting(asked.others.tokens, codes, settings.together_images)
-        values = _inserted(asked, codes, places[placed], fits, loaded, settings)
+        values = _inserted(asked, codes, places[placed], fits, model, extractors, settings)
         for number, (a, b) in enumerate(pairs_of(len(codes))):
             found[int(codes[a]), int(codes[b])] = values[:, fits[fits.any(1), number], number]
     for a, b in pairs_of(len(asked.codes)):
         pair = (asked.codes[a], asked.codes[b])
-        values = found.get(pair, torch.zeros(len(loaded.members), 0, 4, dtype=torch.float64))
+        values = found.get(pair, torch.zeros(len(extractors), 0, 4, dtype=torch.float64))
         yield PairValues(
             concept=asked.concept, codes=pair, form=INSERTION, values=values, interaction=synergy(values[0])
         )
@@ -219,30 +240,39 @@ def _fitting(tokens: Tensor, codes: Tensor, most: int) -> Bool[Tensor, "b p"]:
 
 
 def _inserted(
-    asked: Question, codes: Tensor, places: Tensor, fits: Tensor, loaded: Loaded, settings: InteractionsSettings
+    asked: Question,
+    codes: Tensor,
+    places: Tensor,
+    fits: Tensor,
+    model: Adapter,
+    extractors: Sequence[nn.Module],
+    settings: InteractionsSettings,
 ) -> Float[Tensor, "e b p 4"]:
     """Logits with neither, one, the other and both of every pair, in the images that fit any; 0 where they do not."""
-    rows, device, members = fits.any(1), loaded.model.codebook.device, loaded.members.values()
+    rows, device = fits.any(1), model.codebook.device
     asks = corners_of(len(codes)) * fits[rows][..., None]
     if not len(asks):
-        return torch.zeros(len(members), 0, asks.shape[1], 4, dtype=torch.float64)
+        return torch.zeros(len(extractors), 0, asks.shape[1], 4, dtype=torch.float64)
     images = asked.others.take(rows.nonzero()[:, 0].tolist())
-    embedded = loaded.model.embed(images.tokens.to(device))
-    put, concept = loaded.model.codebook[codes.to(device)], torch.full((len(images),), asked.concept)
+    embedded = model.embed(images.tokens.to(device))
+    put, concept = model.codebook[codes.to(device)], torch.full((len(images),), asked.concept)
     found = [
-        inserted_values(
-            one.module, embedded, concept, images.image_ids, put, places, asks.flatten(1), at_once=settings.batch
-        )
-        for one in members
+        inserted_values(one, embedded, concept, images.image_ids, put, places, asks.flatten(1), at_once=settings.batch)
+        for one in extractors
     ]
     return torch.stack(found).unflatten(2, (-1, 4))
 
 
 def _group(
-    asked: Question, removed: list[Together], loaded: Loaded, baseline: Baseline, settings: InteractionsSettings
+    asked: Question,
+    removed: list[Together],
+    model: Adapter,
+    extractors: Sequence[nn.Module],
+    baseline: Baseline,
+    settings: InteractionsSettings,
 ) -> GroupValues:
     """All codes together, beside as many random codes of the same image."""
-    images, device, k = asked.images, loaded.model.codebook.device, loaded.model.k
+    images, device, k = asked.images, model.codebook.device, model.k
     present, players = removed[0].present, positions_of(asked.images.tokens, asked.codes, k)
     controls = [
         control_positions(images.tokens, asked.codes, images.image_ids, seed=settings.seed, draw=draw)
@@ -252,11 +282,11 @@ def _group(
     enough = controls[0].flatten(2).any(2).sum(1) == present.sum(1)
     rows = ((present.sum(1) > 1) & enough).nonzero()[:, 0]
     part, values = images.take(rows.tolist()), torch.zeros(len(removed), len(rows), 4, dtype=torch.float64)
-    for number, (ours, one) in enumerate(zip(removed, loaded.members.values(), strict=True)):
+    for number, (ours, one) in enumerate(zip(removed, extractors, strict=True)):
         values[number, :, :2] = torch.stack([ours.joint, ours.alone.sum(1)], 1)[rows]
         for control in controls if len(rows) else ():
             values[number, :, 2:] += group_effect(
-                one.module, loaded.model.embed(part.tokens.to(device)), part.concept, part.image_ids, control[rows],
+                one, model.embed(part.tokens.to(device)), part.concept, part.image_ids, control[rows],
                 baseline=baseline, at_once=settings.batch,
             ) / CONTROLS  # fmt: skip
     held = [present[:, place] for place in range(len(asked.codes))]

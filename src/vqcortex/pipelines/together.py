@@ -84,7 +84,7 @@ class Strictness:
         return Resampling(seed=self.seed)
 
 
-def tested(differences: Sequence[Float[Tensor, "e n"]], seed: int) -> list[float | None]:
+def p_values(differences: Sequence[Float[Tensor, "_ _"]], seed: int) -> list[float | None]:
     """P-values of "the mean is 0, or the extractors differ in its sign", one per entry; None: too few images.
 
     The largest of the extractors' own p-values, and 1 where their means differ in sign: all must agree.
@@ -118,7 +118,7 @@ def _by_size(rows: Sequence[Tensor], work: Callable[[list[Tensor]], list[T | Non
     return found
 
 
-def _intervals(rows: Sequence[Float[Tensor, "v n"]], resampling: Resampling) -> list[list[Interval] | None]:
+def _intervals(rows: Sequence[Float[Tensor, "_ _"]], resampling: Resampling) -> list[list[Interval] | None]:
     """An interval per row of each entry; None where there is no image."""
 
     def work(group: list[Tensor]) -> list[list[Interval] | None]:
@@ -166,7 +166,7 @@ PAIR_COLUMNS = {
 
 def pair_table(found: Sequence[PairValues], concepts: Sequence[str], strictness: Strictness) -> Table:
     """Every pair tested; the share of false discoveries is controlled over all of them."""
-    p = tested([synergy(one.values) for one in found], strictness.seed)
+    p = p_values([synergy(one.values) for one in found], strictness.seed)
     q = corrected(p)
     spread = _intervals([_pair_numbers(one) for one in found], strictness.resampling)
     rows: list[dict[str, Any]] = []
@@ -251,8 +251,8 @@ GROUP_COLUMNS = {
 def group_table(found: Sequence[GroupValues], concepts: Sequence[str], strictness: Strictness) -> Table:
     """The whole set of each concept's codes tested against random codes of the same images."""
     beyond = [_excess(one.values) for one in found]
-    p = tested([ours - control for ours, control in beyond], strictness.seed)
-    p_joint = tested([one.values[..., 0] - one.values[..., 2] for one in found], strictness.seed)
+    p = p_values([ours - control for ours, control in beyond], strictness.seed)
+    p_joint = p_values([one.values[..., 0] - one.values[..., 2] for one in found], strictness.seed)
     q, q_joint = corrected(p), corrected(p_joint)
     numbers = [
         torch.stack([*one.values[0].unbind(1)[:3], ours[0], control[0]])
