@@ -282,20 +282,21 @@ def _group(
     enough = controls[0].flatten(2).any(2).sum(1) == present.sum(1)
     rows = ((present.sum(1) > 1) & enough).nonzero()[:, 0]
     part, values = images.take(rows.tolist()), torch.zeros(len(removed), len(rows), 4, dtype=torch.float64)
+    embedded = model.embed(part.tokens.to(device)).repeat(CONTROLS, 1, 1, 1)
+    drawn, concept = torch.cat([one[rows] for one in controls]), part.concept.repeat(CONTROLS)
     for number, (ours, one) in enumerate(zip(removed, extractors, strict=True)):
         values[number, :, :2] = torch.stack([ours.joint, ours.alone.sum(1)], 1)[rows]
-        for control in controls if len(rows) else ():
-            values[number, :, 2:] += group_effect(
-                one, model.embed(part.tokens.to(device)), part.concept, part.image_ids, control[rows],
-                baseline=baseline, at_once=settings.batch,
-            ) / CONTROLS  # fmt: skip
+        if len(rows):
+            names = part.image_ids * CONTROLS
+            beside = group_effect(one, embedded, concept, names, drawn, baseline=baseline, at_once=settings.batch)
+            values[number, :, 2:] = beside.unflatten(0, (CONTROLS, -1)).mean(0)
     held = [present[:, place] for place in range(len(asked.codes))]
     return GroupValues(
         concept=asked.concept, codes=asked.codes, values=values,
         shapley=tuple(
             float(removed[0].shapley[has, place].mean()) if bool(has.any()) else None for place, has in enumerate(held)
         ),
-        cells=_cells(players[rows]), control_cells=_cells(torch.cat([one[rows] for one in controls])),
+        cells=_cells(players[rows]), control_cells=_cells(drawn),
     )  # fmt: skip
 
 
