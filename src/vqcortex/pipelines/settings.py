@@ -192,7 +192,7 @@ class InteractionsSettings(StudySettings):
 
     together: int = 6
     """Best tokens of a concept taken together, 2 to 16; up to 8 every combination is tried."""
-    together_images: int = 40
+    together_images: int = 60
     """Test images per concept, at least 1: of its own to take tokens out of, of others to put them in."""
     together_draws: int = 0
     """Grids of codes drawn by use that stand for what is taken out, averaged; 0: the mean code."""
