@@ -154,28 +154,31 @@ def test_a_finished_stage_has_a_row_per_pair_and_form_and_concept(toy_study):
     assert [(row["concept"], row["code_a"], row["code_b"], row["form"]) for row in rows] == wanted
     assert all(row["extractors"] == 2 for row in rows)
     groups = toy_study.table("interaction_groups").rows
-    assert [row["concept"] for row in groups] == list(loaded.concepts)
+    pairs = [name for name, codes in zip(loaded.concepts, found, strict=True) if len(codes) > 1]
+    assert [row["concept"] for row in groups] == pairs
     # Concept i is "much of colour i", and its own colour is what its images lean on most.
-    own = [row["shapley"][row["codes"].index(number)] for number, row in enumerate(groups) if number in row["codes"]]
-    assert len(own) >= 6
-    assert sum(one == max(row["shapley"]) for one, row in zip(own, groups, strict=False)) >= 5
+    own = [loaded.concepts.index(row["concept"]) for row in groups]
+    best = [row["codes"][row["shapley"].index(max(row["shapley"]))] for row in groups]
+    assert len(pairs) >= 5
+    assert sum(code == number for code, number in zip(best, own, strict=True)) >= len(pairs) - 1
 
 
 def test_questions_hold_the_concept_s_images_and_the_others_in_turns(toy_study):
     loaded = load_all(toy_study, "cpu")
     codes = concept_lists(toy_study, loaded.concepts, 3)
     asked = list(_questions(loaded.store, codes, 3, 7, _Serial()))
+    assert [one.concept for one in asked] == (codes >= 0).sum(1).gt(1).nonzero()[:, 0].tolist()
     for one in asked:
         assert one.images.concept.tolist() == [one.concept] * 3
         assert one.others.concept.tolist()[:7] == [other for other in range(8) if other != one.concept]
         assert len(one.others) == 12
     grids = torch.cat([
-        part.tokens for split in EXPLAINED for part in loaded.store.batches(50, split=split, concept=5, pictures=False)
+        part.tokens for split in EXPLAINED for part in loaded.store.batches(50, split=split, concept=4, pictures=False)
     ])  # fmt: skip
-    of_five = next(one for one in asked if one.concept == 5)
-    for place, code in enumerate(of_five.codes):
-        assert torch.equal(of_five.counts[place], (grids == code).sum(0))
-        assert int(of_five.holding[place]) == int((grids == code).flatten(1).any(1).sum())
+    of_it = next(one for one in asked if one.concept == 4)
+    for place, code in enumerate(of_it.codes):
+        assert torch.equal(of_it.counts[place], (grids == code).sum(0))
+        assert int(of_it.holding[place]) == int((grids == code).flatten(1).any(1).sum())
     assert _first_images(loaded.store, 2, 5).concept.bincount().tolist() == [2] * 8
 
 
