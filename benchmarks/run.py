@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import adapters
+import draws
+import evaluation
 import pooling
 import search
 import tis
@@ -27,7 +29,14 @@ from vqcortex.files import write_bytes, write_json
 HERE = Path(__file__).parent
 RESULTS, PAGE = "results.json", "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
-BENCHMARKS: Mapping[str, ModuleType] = {"tis": tis, "search": search, "pooling": pooling, "adapters": adapters}
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "tis": tis,
+    "search": search,
+    "pooling": pooling,
+    "adapters": adapters,
+    "draws": draws,
+    "evaluation": evaluation,
+}
 
 
 def measure(name: str, *, small: bool, repeats: int) -> dict[str, Any]:
