@@ -428,11 +428,11 @@ class WorldsSettings:
     """Architectures, each trained and explained by itself in every run."""
     runs: int = 10
     """Runs of every world, at least 2: other codes, places, images and weights."""
-    world_images: int = 3000
+    world_images: int = 6000
     """Images of a world, at least 100; 7 of 10 train, 1 chooses the epoch, 2 test."""
     explain_images: int = 100
     """Test images explained per run, at least 20; all, if there are fewer."""
-    epochs: int = 12
+    epochs: int = 8
     """Passes over the training images, at least 3; the learning rate falls to a tenth after two thirds of them."""
     rate: float = 3e-3
     """Learning rate of Adam, > 0."""

@@ -199,7 +199,7 @@ def _over_runs(target: Target, group: Sequence[Row], resampling: Resampling) -> 
     }  # fmt: skip
 
 
-def summary_rows(summary: Table, pool: str = "mean") -> tuple[list[str], list[list[str]]]:
+def summary_rows(summary: Table, pool: str = "counts") -> tuple[list[str], list[list[str]]]:
     """The summary as words: one line per extractor and method, one column per target; codes scored in one way.
 
     Args:

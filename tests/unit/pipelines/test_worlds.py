@@ -23,10 +23,16 @@ TABLES = {"worlds_positions", "worlds_codes", "worlds_null", "worlds_skipped", "
 def settings_of(out, **changed) -> WorldsSettings:
     same = {
         "model": "toy", "worlds": ("single", "null"), "methods": ("occlusion", "attention_rollout", "ensemble"),
-        "extractors": ("conv8",), "runs": 2, "world_images": 160, "explain_images": 32, "epochs": 6, "width": 8,
-        "depth": 2, "minibatch": 16, "rate": 1e-2, "interval_resamples": 100,
+        "extractors": ("se_resnet",), "runs": 2, "world_images": 400, "explain_images": 50, "epochs": 8, "width": 16,
+        "depth": 2, "minibatch": 16, "rate": 5e-3, "interval_resamples": 100,
     }  # fmt: skip
     return WorldsSettings(out=out, **{**same, **changed})
+
+
+def quick(out, **changed) -> WorldsSettings:
+    """Nothing is learned in so short a time, and nothing need be."""
+    same = {"worlds": ("null",), "methods": ("occlusion",), "world_images": 100, "explain_images": 20, "epochs": 3}
+    return settings_of(out, **{**same, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,11 @@ def test_tables_are_written_and_describe_themselves(finished):
 
 def test_a_single_code_is_found_by_an_extractor_that_knows_it(finished):
     _, tables = finished
-    rows = tables["worlds_codes"].where(world="single", method="occlusion", pool="counts")
+    rows = tables["worlds_codes"].where(world="single", method="occlusion", pool="mean")
     assert len(rows) == 2
-    assert all(row["accuracy"] > 0.8 for row in rows)
+    assert all(row["accuracy"] > 0.65 for row in rows)
     assert all(row["ranks"] == [1] and row["auroc"] == 1 for row in rows)
-    assert all(row["auroc"] > 0.9 for row in tables["worlds_positions"].where(method="occlusion"))
+    assert all(row["auroc"] > 0.85 for row in tables["worlds_positions"].where(method="occlusion"))
 
 
 def test_the_null_world_has_tests_and_no_true_codes(finished):
@@ -70,56 +76,56 @@ def test_methods_that_do_not_fit_are_skipped_with_the_reason(finished):
     assert "asks several extractors" in reasons["ensemble"]
 
 
-def test_a_second_call_makes_nothing_and_a_larger_one_only_what_is_missing(finished, hashes, tmp_path):
-    settings, _ = finished
+def test_a_second_call_makes_nothing_and_a_stopped_one_goes_on(hashes, tmp_path):
+    settings = quick(tmp_path / "whole", runs=3)
+    measure_worlds(settings)
     before, watched = hashes(settings.out), Watched()
     measure_worlds(settings, engine=watched)
     assert watched.items == []
     assert hashes(settings.out) == before
+    stopped, rest = replace(settings, out=tmp_path / "stopped"), Watched()
     with pytest.raises(KeyboardInterrupt):
-        measure_worlds(replace(settings, out=tmp_path), engine=Watched(last=3))
-    rest = Watched()
-    measure_worlds(replace(settings, out=tmp_path), engine=rest)
-    assert [(one.world, one.run) for one in rest.items] == [("null", 1)]
-    assert hashes(tmp_path) == before
+        measure_worlds(stopped, engine=Watched(last=2))
+    measure_worlds(stopped, engine=rest)
+    assert [(one.world, one.run) for one in rest.items] == [("null", 2)]
+    assert hashes(stopped.out) == before
 
 
-def test_other_settings_make_pieces_again_and_a_torn_piece_is_made_again(finished, hashes, tmp_path):
-    settings, _ = finished
-    few = replace(settings, out=tmp_path, worlds=("null",), methods=("occlusion",), epochs=3)
+def test_more_runs_add_pieces_other_settings_and_a_torn_file_make_them_again(tmp_path):
+    few = quick(tmp_path)
     measure_worlds(few)
-    before = hashes(tmp_path)
-    torn = tmp_path / "pieces" / "null-001-conv8.json"
-    torn.write_text(torn.read_text()[:-30])
+    torn = tmp_path / "pieces" / "null-001-se_resnet.json"
+    whole = torn.read_text()
+    torn.write_text(whole[:-30])
     again = Watched()
-    measure_worlds(few, engine=again)
-    assert [one.run for one in again.items] == [1]
-    assert hashes(tmp_path) == before
-    other = Watched(last=0)
+    measure_worlds(replace(few, runs=3), engine=again)
+    assert [one.run for one in again.items] == [1, 2]
+    assert torn.read_text() == whole
     with pytest.raises(KeyboardInterrupt):
-        measure_worlds(replace(few, plant_rate=0.1), engine=other)
+        measure_worlds(replace(few, plant_rate=0.1), engine=Watched(last=0))
 
 
 def test_an_engine_that_pickles_everything_gives_the_same_bytes(hashes, tmp_path):
-    few = settings_of(tmp_path / "a", worlds=("null",), methods=("occlusion",), epochs=3)
-    measure_worlds(few)
-    measure_worlds(replace(few, out=tmp_path / "b"), engine=Pickling())
+    measure_worlds(quick(tmp_path / "a"))
+    measure_worlds(quick(tmp_path / "b"), engine=Pickling())
     assert hashes(tmp_path / "b") == hashes(tmp_path / "a")
 
 
 @pytest.mark.parametrize("world", ["shortcut", "confounder", "pair", "exclusive_or", "placed", "any_of"])
 def test_every_world_gives_rows_about_its_codes(world, tmp_path):
-    settings = settings_of(tmp_path, methods=("gradient_x_embedding",), epochs=3, plant_rate=0.15)
+    settings = quick(tmp_path, methods=("gradient_x_embedding",), plant_rate=0.15)
     model = load_model("toy")
     ground = Ground(model=Carried(model, load_model, "toy"), base=base_grids(model, settings), settings=settings)
-    rows = measure_piece(Piece(world=world, run=0, extractor="conv8"), ground=ground)
+    rows = measure_piece(Piece(world=world, run=0, extractor="se_resnet"), ground=ground)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     causal = [row for row in rows["codes"] if row["truth"] == "causal"]
     assert [row["pool"] for row in causal] == ["mean", "sum", "counts", "lift", "effect"]
     assert all(len(row["ranks"]) == len(row["codes"]) and row["worst_rank"] == max(row["ranks"]) for row in causal)
     assert all((row["above_others"] is None) == (world not in ("shortcut", "confounder")) for row in causal)
     decoys = [row for row in rows["codes"] if row["truth"] == "decoy"]
-    assert {row["split"] for row in decoys if row["pool"] == "mean"} == ({"validation"} if world == "shortcut" else set())
+    assert {row["split"] for row in decoys if row["pool"] == "mean"} == (
+        {"validation"} if world == "shortcut" else set()
+    )
     assert causal[0]["found"] is not None
     assert causal[1]["found"] is None
 
@@ -132,7 +138,7 @@ def test_pictures_are_encoded_where_the_model_or_the_user_wants_it(tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy()).save(place)
     settings = settings_of(tmp_path, images=f"imagefolder:{tmp_path / 'pictures'}")
-    with pytest.raises(DataError, match="holds 6 pictures but 160 are planted in"):
+    with pytest.raises(DataError, match="holds 6 pictures but 400 are planted in"):
         base_grids(toy, settings)
     assert base_grids(toy, replace(settings, world_images=6)).flatten()[:8].tolist() == list(range(8))
 

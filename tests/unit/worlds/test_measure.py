@@ -10,7 +10,9 @@ TRUTH = torch.tensor([[True, False, False, True]])
 
 
 def test_perfect_constant_and_inverted_scores_are_marked_in_that_order():
-    perfect, constant, inverted = (mark(torch.tensor([one]), TRUTH, 2) for one in ([4.0, 1, 2, 3], [1.0] * 4, [1.0, 4, 3, 2]))
+    perfect, constant, inverted = (
+        mark(torch.tensor([one]), TRUTH, 2) for one in ([4.0, 1, 2, 3], [1.0] * 4, [1.0, 4, 3, 2])
+    )
     assert [float(one.auroc) for one in (perfect, constant, inverted)] == [1, 0.5, 0]
     assert [float(one.precision) for one in (perfect, constant, inverted)] == [1, 0, 0]
     assert [float(one.recall) for one in (perfect, constant, inverted)] == [1, 0, 0]
@@ -55,7 +57,7 @@ def test_a_code_whose_importance_goes_with_the_concept_is_found_and_no_other():
 def test_chance_is_found_in_a_twentieth_of_all_worlds_at_most():
     runs = 60
     hits = sum(bool(len(find_codes(*drawn(60, seed), 30, draws=499, seed=seed).codes)) for seed in range(runs))
-    assert hits <= 7  # 3 expected; more than 7 in 4 of 100 000 suites
+    assert hits <= 9  # 3 expected; of such counts 1 in 1,000 is larger than 9
 
 
 def test_codes_without_an_image_are_not_tested_and_one_sided_images_are_an_error():
