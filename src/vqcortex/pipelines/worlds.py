@@ -181,34 +181,46 @@ def base_grids(model: Adapter, settings: WorldsSettings) -> Int[Tensor, "n h w"]
 def measure_piece(piece: Piece, *, ground: Ground) -> Rows:
     """Plant, teach, explain and mark: rows of plain values by table."""
     taught = teach(piece, ground)
+    about = {"world": piece.world, "run": piece.run, "extractor": piece.extractor}
     rows: Rows = {"positions": [], "codes": [], "null": [], "skipped": []}
-    same = {"world": piece.world, "run": piece.run, "extractor": piece.extractor, "accuracy": taught.accuracy}
-    images = _explained(taught.world, "test", ground.settings)
-    given = _explained(taught.world, "validation", ground.settings) if _is_absent_in_test(taught.world) else None
-    for name in ground.settings.methods:
-        try:
-            method = _method(name, piece, taught, ground)
-            importance = explain(method, taught, images, ground)
-        except ConfigError as error:
-            rows["skipped"].append({key: same[key] for key in ("world", "run", "extractor")} | {
-                "method": name, "reason": str(error)
-            })  # fmt: skip
-            continue
+    for name in (*ground.settings.methods, TRAVERSAL):
         marks = Marked(
-            same=same | {"method": name}, taught=taught, k=ground.model.value.k, seed=piece_seed(piece, ground)
-        )
-        rows["positions"] += marks.positions(images, importance, "causal")
-        rows["codes"] += marks.codes(images, importance, "causal")
-        rows["null"] += marks.null(images, importance)
-        if given is not None:
-            rows["positions"] += marks.positions(given, shown := explain(method, taught, given, ground), "decoy")
-            rows["codes"] += marks.codes(given, shown, "decoy")
-    marks = Marked(
-        same=same | {"method": TRAVERSAL}, taught=taught, k=ground.model.value.k, seed=piece_seed(piece, ground)
-    )
-    effect = traversed(taught, images, ground)
-    rows["codes"] += [marks.code_row("effect", effect, truth, "test") for truth in marks.truths(given is not None)]
+            same={**about, "accuracy": taught.accuracy, "method": name}, taught=taught, k=ground.model.value.k,
+            seed=piece_seed(piece, ground),
+        )  # fmt: skip
+        try:
+            found = _traversal(marks, ground) if name == TRAVERSAL else _attribution(name, marks, ground)
+        except ConfigError as error:
+            found = {"skipped": [{**about, "method": name, "reason": str(error)}]}
+        for table, lines in found.items():
+            rows[table] += lines
     return rows
+
+
+def _attribution(name: str, marks: Marked, ground: Ground) -> Rows:
+    """What a method finds: causal codes in test images; a decoy that no test image holds, in validation images."""
+    taught = marks.taught
+    method = _method(name, taught, ground)
+    images = _explained(taught.world, "test", ground.settings)
+    importance = explain(method, taught, images, ground)
+    rows = {
+        "positions": [*marks.positions(images, importance, "causal")],
+        "codes": [*marks.codes(images, importance, "causal")],
+        "null": [*marks.null(images, importance)],
+    }
+    if _is_absent_in_test(taught.world):
+        images = _explained(taught.world, "validation", ground.settings)
+        importance = explain(method, taught, images, ground)
+        rows["positions"] += marks.positions(images, importance, "decoy")
+        rows["codes"] += marks.codes(images, importance, "decoy")
+    return rows
+
+
+def _traversal(marks: Marked, ground: Ground) -> Rows:
+    world = marks.taught.world
+    effect = traversed(marks.taught, _explained(world, "test", ground.settings), ground)
+    truths = ("causal", "decoy") if _is_absent_in_test(world) else ("causal",) if len(world.causal_codes) else ()
+    return {"codes": [marks.code_row("effect", effect, truth, "test") for truth in truths]}
 
 
 def piece_seed(piece: Piece, ground: Ground) -> int:
@@ -326,10 +338,6 @@ class Marked:
     k: int
     seed: int
 
-    def truths(self, both: bool) -> list[str]:
-        """What there is to find."""
-        return [name for name in ("causal", "decoy")[: 1 + both] if len(self._true_codes(name))]
-
     def positions(self, rows: Tensor, importance: Tensor, truth: str) -> Iterator[dict[str, Any]]:
         """One row: marks of positions, mean over the images of the concept in which there is something to find.
 
@@ -425,7 +433,7 @@ def _check_plantable(ground: Ground) -> None:
         plant(world, LEAST_IMAGES, ground.settings.seed, ground)
 
 
-def _method(name: str, piece: Piece, taught: Taught, ground: Ground) -> Method:
+def _method(name: str, taught: Taught, ground: Ground) -> Method:
     if name == ENSEMBLE:
         raise ConfigError("an ensemble asks several extractors, and a piece has one; its method stands here by itself")
     frequency = taught.world.tokens[taught.world.rows("train")].flatten().bincount(minlength=ground.model.value.k)
