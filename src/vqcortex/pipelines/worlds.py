@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
@@ -34,7 +34,7 @@ from vqcortex.pipelines.tokens import model_at
 from vqcortex.pipelines.worlds_tables import Rows, tables_of
 from vqcortex.results import Table, save_table
 from vqcortex.search.traverse import swap_sum
-from vqcortex.seeds import number_for
+from vqcortex.seeds import generator_for, number_for
 from vqcortex.worlds import WORLDS
 from vqcortex.worlds.measure import find_codes, mark, mean_per_code, rank_list
 from vqcortex.worlds.planting import build_world
@@ -42,6 +42,7 @@ from vqcortex.worlds.protocol import CONCEPTS, LEAST_IMAGES, WITH, Parameters, W
 
 ENSEMBLE = "ensemble"
 TRAVERSAL = "traversal"
+RANDOM = "random"  # a control: what scores that know nothing reach, a frequent code in counts above all
 TOP_CODES = 10  # best codes looked at for the recall
 TOP_SHARE = 0.1  # of positions, likewise
 BASE = 2000  # grids to plant in at most; a world with more images plants in each several times, in other ways
@@ -183,7 +184,7 @@ def measure_piece(piece: Piece, *, ground: Ground) -> Rows:
     taught = teach(piece, ground)
     about = {"world": piece.world, "run": piece.run, "extractor": piece.extractor}
     rows: Rows = {"positions": [], "codes": [], "null": [], "skipped": []}
-    for name in (*ground.settings.methods, TRAVERSAL):
+    for name in (*ground.settings.methods, RANDOM, TRAVERSAL):
         marks = Marked(
             same={**about, "accuracy": taught.accuracy, "method": name}, taught=taught, k=ground.model.value.k,
             seed=piece_seed(piece, ground),
@@ -200,7 +201,7 @@ def measure_piece(piece: Piece, *, ground: Ground) -> Rows:
 def _attribution(name: str, marks: Marked, ground: Ground) -> Rows:
     """What a method finds: causal codes in test images; a decoy that no test image holds, in validation images."""
     taught = marks.taught
-    method = _method(name, taught, ground)
+    method = drawn if name == RANDOM else _method(name, taught, ground)
     images = _explained(taught.world, "test", ground.settings)
     importance = explain(method, taught, images, ground)
     rows = {
@@ -295,7 +296,9 @@ def parameters_of(settings: WorldsSettings, seed: int) -> Parameters:
     return Parameters(seed=seed, **{name: getattr(settings, name) for name in names})
 
 
-def explain(method: Method, taught: Taught, rows: Int[Tensor, " r"], ground: Ground) -> Float[Tensor, "r h w"]:
+def explain(
+    method: Callable[..., Tensor], taught: Taught, rows: Int[Tensor, " r"], ground: Ground
+) -> Float[Tensor, "r h w"]:
     """Importance for the concept "with" in these images, whatever their own, on the CPU.
 
     Raises:
@@ -307,6 +310,12 @@ def explain(method: Method, taught: Taught, rows: Int[Tensor, " r"], ground: Gro
         concept = torch.full((len(at),), WITH, device=model.device)
         parts.append(method(taught.module, embedded, concept, [taught.world.image_ids[row] for row in at.tolist()]))
     return torch.cat(parts).detach().cpu()
+
+
+def drawn(extractor: nn.Module, embedded: Tensor, concept: Tensor, image_ids: Sequence[str]) -> Float[Tensor, "b h w"]:
+    """The control: even draws that belong to an image, called like a method."""
+    grid = embedded.shape[2:]
+    return torch.stack([torch.rand(grid, generator=generator_for(0, name, "random control")) for name in image_ids])
 
 
 def traversed(taught: Taught, rows: Int[Tensor, " r"], ground: Ground) -> Float[Tensor, " k"]:

@@ -25,7 +25,7 @@ SAME = {
     "accuracy": Column(
         unit="share, 0 to 1", better="higher", meaning="Test images whose concept it knows, against the truth."
     ),
-    "method": Column(unit="name", meaning="Attribution method; traversal: first-order effects, no attribution."),
+    "method": Column(unit="name", meaning="Attribution method; random: the control; traversal: first-order effects."),
 }
 ABOUT = {
     "split": Column(unit="name", meaning="Which images were explained."),
