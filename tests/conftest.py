@@ -34,7 +34,8 @@ def _switched_back():
 def settings_of(out, **changed) -> RunSettings:
     """A run that takes seconds."""
     same = {
-        "model": "toy", "per_concept": 30, "shard": 60, "epochs": 12, "minibatch": 32, "draws": 2, "steps": 8,
+        "model": "toy", "companions": ("pictures",), "per_concept": 30, "shard": 60, "epochs": 12, "minibatch": 32,
+        "draws": 2, "steps": 8,
         "scratch": 2, "search_images": 2, "evaluate_images": 24, "traverse_images": 14, "verify": 3,
         "top": 4, "clusters": 4,
         "keep": 3, "positions": (1, 3), "resamples": 10, "interval_resamples": 100, "examples": 2, "restarts": 2,

@@ -8,7 +8,7 @@ import torch
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.extractors import EXTRACTORS
 from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained, settings_of
-from vqcortex.extractors.protocol import build_extractor
+from vqcortex.extractors.protocol import build_extractor, see_with
 from vqcortex.extractors.quality import evaluate_extractor
 from vqcortex.extractors.train import TrainData, TrainSettings, train_extractor
 
@@ -20,9 +20,17 @@ D, CONCEPTS = 4, 3
 def small(name, grid, concepts=CONCEPTS, d=D):
     """The default network of a grid, no wider than a test needs."""
     full = EXTRACTORS[name].default_settings(d, grid, concepts)
-    hidden = tuple(24 for _ in full.hidden) if isinstance(full.hidden, tuple) else 24
-    narrow = {"width": 16, "hidden": hidden} | ({"mlp": 32} if hasattr(full, "mlp") else {})
-    return build_extractor(name, d, grid, concepts, seed=0, **narrow).eval()
+    hidden = getattr(full, "hidden", None)
+    sizes = {"mlp": 32, "hidden": tuple(24 for _ in hidden) if isinstance(hidden, tuple) else 24}
+    narrow = {"width": 16} | {key: size for key, size in sizes.items() if hasattr(full, key)}
+    return see_with(build_extractor(name, d, grid, concepts, seed=0, **narrow), painted).eval()
+
+
+def painted(embedded):
+    """A decoder: every code is a tile of four pixels, its channels mixed into three colours."""
+    mix = torch.linspace(-1, 1, 3 * embedded.shape[1], dtype=embedded.dtype).view(3, -1)
+    colours = torch.einsum("cd,bdhw->bchw", mix, embedded).sigmoid()
+    return colours.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def settled(net, embedded):
@@ -45,8 +53,8 @@ def images(grid, count=3, seed=0):
     return torch.randn(count, D, *grid, generator=torch.Generator().manual_seed(seed))
 
 
-def test_all_five_architectures_are_offered():
-    assert NAMES == ["conv10", "conv8", "se_resnet", "transformer", "transformer_postnorm"]
+def test_all_architectures_are_offered():
+    assert NAMES == ["conv10", "conv8", "pictures", "se_resnet", "transformer", "transformer_postnorm"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,7 +131,7 @@ def test_it_survives_saving(name, tmp_path):
     ).save_trained(tmp_path)  # fmt: skip
     again = load_trained(tmp_path, "0" * 64)
     assert again.identity == identity
-    assert torch.equal(again.module(images((2, 3))), net(images((2, 3))))
+    assert torch.equal(see_with(again.module, painted)(images((2, 3))), net(images((2, 3))))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def toy_data():
 def test_it_learns_the_concepts_of_the_toy_world(name, toy_data):
     toy, data, held_out = toy_data
     settings = TrainSettings(epochs=6, minibatch=32)
-    net = build_extractor(name, 3, toy.grid, 8, seed=0)
+    net = see_with(build_extractor(name, 3, toy.grid, 8, seed=0), toy.decode)
     train_extractor(net, data, settings, toy.codebook)
     found = evaluate_extractor(net, toy.codebook, [held_out])
     assert found["top1"] > 0.4  # chance is 1/8
@@ -153,7 +161,7 @@ def test_training_goes_on_bit_for_bit(name, toy_data, tmp_path):
     settings = TrainSettings(epochs=2, minibatch=32)
 
     def fresh():
-        return build_extractor(name, 3, toy.grid, 8, seed=0, width=16)
+        return see_with(build_extractor(name, 3, toy.grid, 8, seed=0, width=16), toy.decode)
 
     whole, halves = fresh(), fresh()
     train_extractor(whole, few, settings, toy.codebook)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXTRACTORS: Registry[Architecture] = Registry("extractor")
 EXTRACTORS.add("conv8", "vqcortex.extractors.plain_conv:CONV8")
 EXTRACTORS.add("conv10", "vqcortex.extractors.plain_conv:CONV10")
+EXTRACTORS.add("pictures", "vqcortex.extractors.pictures:PICTURES")
 EXTRACTORS.add("se_resnet", "vqcortex.extractors.se_resnet:SE_RESNET")
 EXTRACTORS.add("transformer", "vqcortex.extractors.transformer:TRANSFORMER")
 EXTRACTORS.add("transformer_postnorm", "vqcortex.extractors.transformer:TRANSFORMER_POSTNORM")

@@ -67,6 +67,15 @@ class Extractor(Protocol):
     def __call__(self, embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c"]: ...
 
 
+@runtime_checkable
+class LooksThroughDecoder(Protocol):
+    """An extractor that reads what the model's decoder makes of the codes."""
+
+    def look_through(self, decode: Callable[[Tensor], Tensor]) -> None:
+        """Take the decoder: codes (b, d, h, w) to pixels (b, 3, H, W) in [0, 1], differentiable."""
+        ...
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -76,11 +85,13 @@ class Architecture:
         settings: Its settings class.
         network: From settings to a network with fresh weights drawn from torch's global generator.
         default_settings: From (d, grid, concepts) to settings: the published sizes at 16x16, smaller on small grids.
+        looks_through_decoder: Its networks work only once they were given the model's decoder; see `see_with`.
     """
 
     settings: type
     network: Callable[[Any], nn.Module]
     default_settings: Callable[[int, tuple[int, int], int], Any]
+    looks_through_decoder: bool = False
 
 
 def build_extractor(name: str, d: int, grid: tuple[int, int], concepts: int, seed: int, **overrides: Any) -> nn.Module:
@@ -109,6 +120,13 @@ def build_extractor(name: str, d: int, grid: tuple[int, int], concepts: int, see
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number_for(seed, "extractor", name))
         return architecture.network(settings)
+
+
+def see_with(module: nn.Module, decode: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Give the extractor the decoder if it looks through one, and return it; any other is returned as it is."""
+    if isinstance(module, LooksThroughDecoder):
+        module.look_through(decode)
+    return module
 
 
 def network_from(name: str, values: Mapping[str, Any]) -> nn.Module:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +21,7 @@ from vqcortex.engine.carried import Carried
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import StudyError
 from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained
+from vqcortex.extractors.protocol import see_with
 from vqcortex.files import replacing
 from vqcortex.pipelines.study import Study
 from vqcortex.tokens.store import TokenBatch, TokenStore, open_store
@@ -34,11 +35,24 @@ PUBLISHED = "tis"
 @final
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A study's store, the model that made it, and its extractor on the device."""
+    """A study's store, the model that made it, and its extractors on the device.
+
+    Args:
+        store: The tokens.
+        model: What made them.
+        trained: The study's extractor.
+        companions: Further extractors of the same concepts, by NAME or NAME:VARIANT, in the order they were asked for.
+    """
 
     store: TokenStore
     model: Adapter
     trained: TrainedExtractor
+    companions: Mapping[str, TrainedExtractor] = field(default_factory=dict)
+
+    @property
+    def members(self) -> dict[str, TrainedExtractor]:
+        """All extractors by name, the study's own first."""
+        return {self.trained.extractor: self.trained, **self.companions}
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -61,12 +75,28 @@ def open_tokens(study: Study, device: str, verify: bool = True) -> tuple[TokenSt
 
 
 def load_all(study: Study, device: str, verify: bool = True) -> Loaded:
-    """Store, model and trained extractor of a study; arguments as in `open_tokens`."""
+    """Store, model and trained extractors of a study; arguments as in `open_tokens`."""
     store, model = open_tokens(study, device, verify)
-    study.record("train")
-    trained = load_trained(study.path("train"), model_identity=model.identity)
-    trained.module.to(device)
-    return Loaded(store, model, trained)
+    asked, folder = study.record("train")["key"]["settings"]["companions"], study.path("train")
+    places = {one: place for one in asked if (place := companion_folder(folder, one)).is_dir()}
+    companions = {one: _extractor(place, model, device) for one, place in places.items()}
+    return Loaded(store, model, _extractor(folder, model, device), companions)
+
+
+def _extractor(folder: Path, model: Adapter, device: str) -> TrainedExtractor:
+    trained = load_trained(folder, model_identity=model.identity)
+    see_with(trained.module, model.decode).to(device)
+    return trained
+
+
+def architecture_of(name: str) -> str:
+    """The architecture of an extractor called NAME or NAME:VARIANT."""
+    return name.partition(":")[0]
+
+
+def companion_folder(folder: Path, name: str) -> Path:
+    """Where a companion lies in the folder of the stage that trains it."""
+    return folder / "companions" / name.replace(":", "-")
 
 
 def carry(study: Study, device: str, loaded: Loaded) -> Carried[Loaded]:

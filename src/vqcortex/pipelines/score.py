@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from vqcortex.attribution.protocol import Method, build_method, score_together
 from vqcortex.engine.carried import Carried
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.pipelines.loaded import (
-    EXPLAINED,
     PUBLISHED,
     Loaded,
     Scored,
     carry,
-    code_counts,
     load_all,
     score_name,
     write_scores,
 )
+from vqcortex.pipelines.methods import MethodPlan, plan_methods, score_methods
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import ScoreSettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
@@ -51,7 +47,7 @@ def score(
     settings.check()
     study = Study(settings.out)
     loaded = load_all(study, settings.device)
-    methods = _methods(settings, loaded, engine)
+    plan = plan_methods((settings.method, PUBLISHED), settings, loaded, engine)
     inputs = {"tokens": study.fingerprint("tokens"), "train": study.fingerprint("train")}
     key = stage_key("score", settings, ScoreSettings, inputs)
     carried = carry(study, settings.device, loaded)
@@ -59,7 +55,7 @@ def score(
     def work(folder: Path) -> None:
         paths = {number: folder / score_name(number) for number in range(len(loaded.store.shards))}
         todo = [number for number, path in paths.items() if not path.exists()]  # a killed run left whole shards only
-        made = engine.map(partial(_score_shard, carried=carried, methods=methods, batch=settings.batch), todo)
+        made = engine.map(partial(_score_shard, carried=carried, plan=plan, batch=settings.batch), todo)
         for number, scored in progress.track(zip(todo, made, strict=True), "score: shards", len(todo)):
             write_scores(scored, paths[number])
 
@@ -67,39 +63,22 @@ def score(
     return study.path("score")
 
 
-def _methods(settings: ScoreSettings, loaded: Loaded, engine: Engine) -> dict[str, Method]:
-    given: dict[str, Any] = {"draws": settings.draws, "noise": settings.noise, "seed": settings.seed}
-    baseline = mean_code(loaded, engine)
-    names = dict.fromkeys((settings.method, PUBLISHED))
-    return {name: build_method(name, codebook=loaded.model.codebook, baseline=baseline, **given) for name in names}
-
-
-def mean_code(loaded: Loaded, engine: Engine = SERIAL) -> Tensor:
-    """The average code of the store's images, by use: what stands for "nothing in particular here"."""
-    counts = code_counts(loaded.store, EXPLAINED, engine).sum(0).double()
-    mean = (counts / counts.sum()) @ loaded.model.codebook.double().cpu()
-    return mean.to(loaded.model.codebook)
-
-
-def _score_shard(number: int, *, carried: Carried[Loaded], methods: dict[str, Method], batch: int) -> Scored:
+def _score_shard(number: int, *, carried: Carried[Loaded], plan: MethodPlan, batch: int) -> Scored:
     images = carried.value.store.read(number, pictures=False)
     starts = range(0, len(images), batch)
     parts = [images.take(range(start, min(start + batch, len(images)))) for start in starts]
-    return _joined([_score_batch(part, carried.value, methods) for part in parts])
+    return _joined([_score_batch(part, carried.value, plan) for part in parts])
 
 
-def _score_batch(batch: TokenBatch, loaded: Loaded, methods: dict[str, Method]) -> Scored:
-    device = loaded.model.codebook.device
-    embedded = loaded.model.embed(batch.tokens.to(device))
-    concept = batch.concept.to(device)
-    extractor = loaded.trained.module
+def _score_batch(batch: TokenBatch, loaded: Loaded, plan: MethodPlan) -> Scored:
+    scores = score_methods(plan, loaded, batch.tokens, batch.concept, batch.image_ids)
     with torch.no_grad():
-        logits = extractor(embedded) / loaded.trained.temperature
-    scores = score_together(methods, extractor, embedded, concept, batch.image_ids)
+        logits = loaded.trained.module(loaded.model.embed(batch.tokens.to(loaded.model.codebook.device)))
+    probability = (logits / loaded.trained.temperature).softmax(1).cpu()
     return Scored(
         image_ids=batch.image_ids,
         importance={name: one.detach().cpu() for name, one in scores.items()},
-        probability=logits.softmax(1).gather(1, concept[:, None])[:, 0].cpu(),
+        probability=probability.gather(1, batch.concept[:, None])[:, 0],
     )
 
 

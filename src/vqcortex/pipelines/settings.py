@@ -82,7 +82,10 @@ class TrainSettings(StudySettings):
 
     extractor: str = "conv8"
     """Architecture: conv8, conv10, se_resnet, transformer, transformer_postnorm (published: 1 to 4,
-    and 3 of DALL-E mini)."""
+    and 3 of DALL-E mini); pictures looks through the model's decoder."""
+    companions: tuple[str, ...] = ("se_resnet", "pictures")
+    """Further extractors, NAME or NAME:VARIANT (a whole number), for methods that ask several; pictures is left out of
+    a model that cannot decode."""
     epochs: int = 80
     """Passes over the training split, at least 1."""
     rate: float = 1e-3
@@ -122,6 +125,16 @@ class TrainSettings(StudySettings):
             yield f"step-factor={self.step_factor} must lie in (0, 1]"
         if self.precision not in (known := ("32-true", "bf16-mixed", "16-mixed")):
             yield f"precision={self.precision!r} must be one of {', '.join(known)}"
+        yield from self._companion_problems()
+
+    def _companion_problems(self) -> Iterator[str]:
+        for one in self.companions:
+            _, mark, variant = one.partition(":")
+            if mark and not variant.isdecimal():
+                yield f"companion {one!r} must be NAME or NAME:VARIANT with a whole number, as in 'pictures:1'"
+        members = [self.extractor, *self.companions]
+        if twice := sorted({one for one in members if members.count(one) > 1}):
+            yield f"extractor {twice[0]!r} is asked for twice; give the other one a variant: '{twice[0]}:1'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +142,8 @@ class ScoreSettings(StudySettings):
     """Score every position of every image."""
 
     method: str = "noisy_gradient_x_embedding"
-    """The attribution method that explains: see `vqcortex models --methods`."""
+    """The attribution method that explains, see `vqcortex models --methods`: METHOD asks the study's extractor,
+    METHOD@COMPANION that companion, ensemble:METHOD all of them."""
     draws: int = 20
     """Noisy copies per image, at least 1; ignored by methods without noise."""
     noise: float = 0.2

@@ -11,77 +11,110 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqcortex.adapters.protocol import Adapter
+from vqcortex.adapters.protocol import DECODE, Adapter, check_ability
 from vqcortex.calibration import fit_temperature
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
 from vqcortex.extractors import EXTRACTORS
 from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained, settings_of
-from vqcortex.extractors.protocol import build_extractor
+from vqcortex.extractors.protocol import build_extractor, see_with
 from vqcortex.extractors.quality import collected_logits, evaluate_extractor
 from vqcortex.extractors.train import TrainData, TrainReport, train_extractor
 from vqcortex.extractors.train import TrainSettings as Training
 from vqcortex.files import write_json
-from vqcortex.pipelines.loaded import REPORTED, open_tokens
+from vqcortex.pipelines.loaded import REPORTED, architecture_of, companion_folder, open_tokens
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import TrainSettings
 from vqcortex.pipelines.study import LOG, Study, run_stage, stage_key
+from vqcortex.seeds import number_for
 from vqcortex.tokens.grid import smallest_id_type
 from vqcortex.tokens.store import TokenStore
 
 LEARNED = ("train", "validation")
+HISTORY = "history.json"
 
 
 def train(settings: TrainSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> TrainedExtractor:
     """Train on a study's training images, choose the epoch and the temperature on validation, report on test.
 
+    The companions are trained likewise, one after the other, each in a folder of its own below companions/.
+
     Args:
         settings: What to train, and how.
         progress: Told how far it is.
-        engine: Where shards are read; the network is trained in this process, or on several devices beside it.
+        engine: Where shards are read; the networks are trained in this process, or on several devices beside it.
     Returns:
         The extractor, with its held-out figures in `metrics`.
     Raises:
         StudyError: The study has no tokens yet.
         ConfigError: A concept has no images, or a setting is wrong.
+        ModelError: The extractor looks through a decoder that the model does not have.
         UnknownName: No such extractor.
     """
     settings.check()
     study = Study(settings.out)
-    _ = EXTRACTORS[settings.extractor]  # an unknown name is told before the store is read
+    for name in (settings.extractor, *settings.companions):
+        _ = EXTRACTORS[architecture_of(name)]  # an unknown name is told before the store is read
     store, model = open_tokens(study, settings.device)
+    if needs_decoder(settings.extractor):
+        check_ability(model.name, model.abilities, DECODE, "choose another --extractor")
     key = stage_key("train", settings, TrainSettings, {"tokens": study.fingerprint("tokens")})
     run_stage(study, key, lambda folder: _train(folder, settings, store, model, progress, engine))
     return load_trained(study.path("train"), model_identity=model.identity)
 
 
+def needs_decoder(name: str) -> bool:
+    """Whether an extractor, NAME or NAME:VARIANT, looks through the model's decoder."""
+    return EXTRACTORS[architecture_of(name)].looks_through_decoder
+
+
 def _train(
     folder: Path, settings: TrainSettings, store: TokenStore, model: Adapter, progress: Progress, engine: Engine
 ) -> None:
-    data, codebook, concepts = read_data(store, engine), model.codebook.detach(), store.manifest.concepts
-    check_concepts(data, concepts)
-    overrides = {name: value for name in ("width", "depth") if (value := getattr(settings, name))}
+    data = read_data(store, engine)
+    check_concepts(data, store.manifest.concepts)
+    wanted = [one for one in settings.companions if DECODE in model.abilities or not needs_decoder(one)]
+    for name, place in ((settings.extractor, folder), *((one, companion_folder(folder, one)) for one in wanted)):
+        if not (place / HISTORY).is_file():  # written last; a killed run may have finished some
+            _fit(place, name, settings, data, store, model, progress)
+
+
+def _fit(
+    folder: Path,
+    name: str,
+    settings: TrainSettings,
+    data: TrainData,
+    store: TokenStore,
+    model: Adapter,
+    progress: Progress,
+) -> None:
+    codebook, is_first = model.codebook.detach(), name == settings.extractor
+    overrides = {one: value for one in ("width", "depth") if (value := getattr(settings, one)) and is_first}
+    seed = settings.seed if is_first else number_for(settings.seed, "companion", name)
     module = build_extractor(
-        settings.extractor, codebook.shape[1], model.grid, len(concepts), settings.seed, **overrides
+        architecture_of(name), codebook.shape[1], model.grid, len(store.manifest.concepts), seed, **overrides
     )
     training = Training(
         epochs=settings.epochs, rate=settings.rate, weight_decay=settings.weight_decay,
         step_every=settings.step_every, step_factor=settings.step_factor, minibatch=settings.minibatch,
         patience=settings.patience or None, precision=settings.precision,  # type: ignore[arg-type]
-        device=settings.device, seed=settings.seed, tensorboard=settings.tensorboard,
+        device=settings.device, seed=seed, tensorboard=settings.tensorboard,
     )  # fmt: skip
     state = folder / LOG / "training.pt"
-    with progress.bar("train: epochs", settings.epochs) as advance:
-        report = train_extractor(module, data, training, codebook, state, on_epoch=lambda _: advance())
+    with progress.bar(f"train: {name}, epochs", settings.epochs) as advance:
+        report = train_extractor(
+            see_with(module, model.decode), data, training, codebook, state, on_epoch=lambda _: advance()
+        )
     module.to(settings.device)
-    save(folder, settings, store, model, module, report)
+    save(folder, architecture_of(name), settings.batch, store, model, module, report)
     if not settings.tensorboard:
         shutil.rmtree(state.parent, ignore_errors=True)
 
 
 def save(
     folder: Path,
-    settings: TrainSettings,
+    architecture: str,
+    batch: int,
     store: TokenStore,
     model: Adapter,
     module: torch.nn.Module,
@@ -89,14 +122,12 @@ def save(
 ) -> None:
     """Measure the trained network and write it with its history."""
     codebook = model.codebook
-    held_out = collected_logits(module, codebook, pairs(store, "validation"), settings.batch)
+    held_out = collected_logits(module, codebook, pairs(store, "validation"), batch)
     temperature = fit_temperature(*held_out)
-    metrics = evaluate_extractor(
-        module, codebook, pairs(store, REPORTED), batch=settings.batch, temperature=temperature
-    )
+    metrics = evaluate_extractor(module, codebook, pairs(store, REPORTED), batch=batch, temperature=temperature)
     parameters = sum(one.numel() for one in module.parameters())
     TrainedExtractor(
-        extractor=settings.extractor,
+        extractor=architecture,
         settings=settings_of(module),
         concepts=store.manifest.concepts,
         d=codebook.shape[1],
@@ -106,7 +137,7 @@ def save(
         metrics={**metrics, "parameters": parameters, "best_epoch": report.best, "epochs": len(report.epochs)},
         module=module,
     ).save_trained(folder)
-    write_json(folder / "history.json", {"epochs": [asdict(one) for one in report.epochs]})
+    write_json(folder / HISTORY, {"epochs": [asdict(one) for one in report.epochs]})
 
 
 def read_data(store: TokenStore, engine: Engine = SERIAL) -> TrainData:
