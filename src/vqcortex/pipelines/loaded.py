@@ -24,6 +24,7 @@ from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained
 from vqcortex.extractors.protocol import see_with
 from vqcortex.files import replacing
 from vqcortex.pipelines.study import Study
+from vqcortex.tokens.shard import joined
 from vqcortex.tokens.store import TokenBatch, TokenStore, open_store
 
 # Images that explain: concept tokens are pooled from these. What is reported about them is measured on test images.
@@ -216,6 +217,24 @@ def _take(scored: Scored, rows: list[int]) -> Scored:
         importance={name: maps[rows] for name, maps in scored.importance.items()},
         probability=scored.probability[rows],
     )
+
+
+def first_images(store: TokenStore, split: str, most: int) -> TokenBatch:
+    """The first images of a split, at most `most`, evenly over the concepts, in their order; without pictures.
+
+    Raises:
+        StudyError: The split has no images.
+    """
+    each = max(1, most // len(store.manifest.concepts))
+    streams = (
+        store.batches(each, split=split, concept=one, pictures=False) for one in range(len(store.manifest.concepts))
+    )
+    found = [batch for stream in streams if (batch := next(stream, None)) is not None]
+    if not found:
+        raise StudyError(f"the store at {str(store.folder)!r} has no {split} images; make more with --per-concept")
+    images = joined(found)
+    wanted = min(most, len(images))  # fewer than one per concept: those of every so manieth concept
+    return images.take([place * len(images) // wanted for place in range(wanted)])
 
 
 def code_counts(store: TokenStore, splits: tuple[str, ...], engine: Engine = SERIAL) -> Tensor:

@@ -18,21 +18,24 @@ from vqcortex.pipelines.study import Study
 STEPS = (
     ("TokensSettings", "vqcortex.pipelines.tokens:make_tokens"),
     ("TrainSettings", "vqcortex.pipelines.train:train"),
+    ("JudgesSettings", "vqcortex.pipelines.judges:prepare_judges"),
+    ("SanitySettings", "vqcortex.pipelines.sanity:sanity"),
+    ("TrustSettings", "vqcortex.pipelines.trust:trust"),
     ("ScoreSettings", "vqcortex.pipelines.score:score"),
     ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
     ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     ("SearchSettings", "vqcortex.pipelines.search:search"),
-    ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
     ("ReportSettings", "vqcortex.report.stage:report"),
 )
 
 
 def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Study:
-    """Explain a model's tokens from end to end: tokens, extractor, scores, concepts, traversal, search, evidence, page.
+    """Explain a model's tokens from end to end: tokens, extractors, trust, scores, concepts, search, evidence, page.
 
-    Judges are trained before the evidence where none lie with the model. A model that cannot decode has no pictures:
-    its stages up to the search are done, then a ModelError says so.
+    Before anything is explained, the explanation is examined (sanity) and weighed (trust), with judges that are trained
+    where none lie with the model. A model that cannot decode has no pictures: its stages up to the search are done,
+    then a ModelError says so.
 
     Kill it anywhere and call it again: it goes on, and ends with the same bytes. A stage whose settings and inputs
     are unchanged is not done again.
@@ -44,6 +47,7 @@ def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = S
     Returns:
         The study: its `table(name)` reads any table, and `report/report.html` in its folder is the page.
     Raises:
+        TrustError: Trust is low, and `require_trust` asks for more.
         VqCortexError: Anything the caller can mend; the message says how.
     """
     settings.check()

@@ -14,4 +14,4 @@ def measure_permuted_labels(subject: Subject, limits: Limits) -> Outcome:
         return Outcome(unmeasured(NAME, "skipped", subject, limits.independent, why))
     if (reason := skipped(NAME, subject, limits.independent)) is not None:
         return Outcome(reason)
-    return Outcome(measured_independence(NAME, subject.maps(), [subject.maps(subject.retrained)], limits))
+    return Outcome(measured_independence(NAME, subject.original, [subject.maps(subject.retrained)], limits))

@@ -55,12 +55,13 @@ class Subject:
     """What is examined: an explainer, the network it explains, and images.
 
     Args:
-        module: The network, or a ModuleList of several that are explained together; never changed.
+        module: The network, or a ModuleDict of several that are explained together; never changed.
         score: Explains it.
         codebook: The codes.
         tokens: The images.
         concept: What is explained, per image.
         image_ids: One name per image; with the seed, they decide what is drawn.
+        original: Their importance as it is, (b, h, w), from the same `score`.
         concepts: How many there are.
         retrained: The same network trained on permuted labels; None: there is none.
         renumbered: From the new number of every code, (k,), to the explainer as it would be made from the renumbered
@@ -75,6 +76,7 @@ class Subject:
     tokens: Int[Tensor, "b h w"]
     concept: Int[Tensor, " b"]
     image_ids: Sequence[str]
+    original: Float[Tensor, "b h w"]
     concepts: int
     retrained: nn.Module | None = None
     renumbered: Callable[[Tensor], Score] | None = None
@@ -163,7 +165,7 @@ def examine(name: str, subject: Subject, limits: Limits) -> Outcome:
 
     Args:
         name: Entry of CHECKS.
-        subject: What is examined; that it can be explained as it is should be known.
+        subject: What is examined.
         limits: When it passes.
 
     Raises:

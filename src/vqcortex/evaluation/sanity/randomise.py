@@ -15,10 +15,10 @@ def layer_groups(module: nn.Module, most: int) -> list[tuple[str, ...]]:
     """Names of a network's layers from the logits down to the embedding, in at most `most` groups of like size.
 
     A layer is a module that has weights itself; the order is that in which the network declares them. Networks of a
-    ModuleList are taken side by side: each gives its uppermost layers to the first group.
+    ModuleDict are taken side by side: each gives its uppermost layers to the first group.
 
     Args:
-        module: A network, or a ModuleList of several.
+        module: A network, or a ModuleDict of several.
         most: At least 1.
 
     Example:
@@ -38,9 +38,9 @@ def _cut(column: list[str], step: int, count: int) -> int:
 
 
 def _layers(module: nn.Module) -> Iterator[list[str]]:
-    if isinstance(module, nn.ModuleList):
-        for number, member in enumerate(module):
-            yield from ([f"{number}.{name}".rstrip(".") for name in names] for names in _layers(member))
+    if isinstance(module, nn.ModuleDict):
+        for member, network in module.items():
+            yield from ([f"{member}.{name}".rstrip(".") for name in names] for names in _layers(network))
         return
     yield [name for name, one in module.named_modules() if any(True for _ in one.parameters(recurse=False))]
 

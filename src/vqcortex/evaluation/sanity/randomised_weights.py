@@ -29,7 +29,7 @@ def measure_randomised_weights(subject: Subject, limits: Limits) -> Outcome:
     """
     if (reason := skipped(NAME, subject, limits.independent)) is not None:
         return Outcome(reason)
-    groups, original = layer_groups(subject.module, limits.steps), subject.maps()
+    groups, original = layer_groups(subject.module, limits.steps), subject.original
     everything = [name for group in groups for name in group]
     fresh = [subject.maps(randomised(subject.module, everything, limits.seed + one)) for one in range(limits.draws)]
     curve = []

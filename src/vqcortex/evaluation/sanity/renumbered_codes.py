@@ -24,7 +24,7 @@ def measure_renumbered_codes(subject: Subject, limits: Limits) -> Outcome:
     order = order.to(subject.codebook.device)  # the new number of every code
     codebook = torch.empty_like(subject.codebook)
     codebook[order] = subject.codebook
-    tokens, before = order[subject.tokens.to(order.device)], subject.maps()
+    tokens, before = order[subject.tokens.to(order.device)], subject.original
     embedded = look_up(codebook, tokens)
     after = subject.renumbered(order)(subject.module, embedded, subject.concept, subject.image_ids)
     changed = (before != after).flatten(1).any(1)

@@ -18,4 +18,4 @@ def measure_shuffled_codes(subject: Subject, limits: Limits) -> Outcome:
         return Outcome(reason)
     order = torch.randperm(len(subject.codebook), generator=generator_for(limits.seed, NAME))
     shuffled = replace(subject, codebook=subject.codebook[order.to(subject.codebook.device)])
-    return Outcome(measured_difference(NAME, subject.maps(), shuffled.maps(), limits))
+    return Outcome(measured_difference(NAME, subject.original, shuffled.maps(), limits))

@@ -21,7 +21,7 @@ def measure_swapped_concept(subject: Subject, limits: Limits) -> Outcome:
         return Outcome(reason)
     away = [_away(subject.concepts, limits.seed, name) for name in subject.image_ids]
     other = (subject.concept + torch.tensor(away, device=subject.concept.device)) % subject.concepts
-    return Outcome(measured_difference(NAME, subject.maps(), replace(subject, concept=other).maps(), limits))
+    return Outcome(measured_difference(NAME, subject.original, replace(subject, concept=other).maps(), limits))
 
 
 def _away(concepts: int, seed: int, name: str) -> int:
