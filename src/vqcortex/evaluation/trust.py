@@ -150,7 +150,7 @@ def weighed(reasons: Sequence[Reason], concepts: Sequence[str]) -> Trust:
     return Trust(
         level=_level(whole), reasons=_texts(whole),
         concepts={
-            name: Trust(level=_level([*own, *shared]) if own else "unknown", reasons=_texts([*own, *shared]))
+            name: Trust(level=_level([*own, *shared]) if _is_known(own) else "unknown", reasons=_texts([*own, *shared]))
             for name, own in each.items()
         },
     )  # fmt: skip
@@ -158,12 +158,16 @@ def weighed(reasons: Sequence[Reason], concepts: Sequence[str]) -> Trust:
 
 def _level(reasons: Sequence[Reason]) -> Level:
     standings = {one.standing for one in reasons}
-    if standings <= {"not known"}:
+    if not _is_known(reasons):
         return "unknown"
     if "bad" in standings:
         return "low"
     is_backed = any(one.subject in INDEPENDENT and one.standing == "fine" for one in reasons)
     return "high" if is_backed and "doubtful" not in standings else "moderate"
+
+
+def _is_known(reasons: Sequence[Reason]) -> bool:
+    return any(one.standing != "not known" for one in reasons)
 
 
 def _texts(reasons: Sequence[Reason]) -> tuple[str, ...]:
