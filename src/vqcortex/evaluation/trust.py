@@ -7,7 +7,7 @@ classifiers that learned something else agree with it, and where the method's ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
@@ -23,6 +23,7 @@ from vqcortex.results import Better, Column, Level, Table, Trust
 Standing = Literal["bad", "doubtful", "not known", "fine"]
 STANDINGS: tuple[Standing, ...] = ("bad", "doubtful", "not known", "fine")
 INDEPENDENT = ("judge", "extractor")
+VOTING = (*INDEPENDENT, "maps")  # where one of several may err
 SHARED = ("calibration", "sanity", "maps")  # what counts for every concept
 LEAST_MAPS = 8  # images of a concept below which the mean correlation of their maps tells nothing
 WHOLE = "all"
@@ -48,7 +49,7 @@ class Bounds:
     bad_share: float = 0.25
     fine_ece: float = 0.1
     bad_ece: float = 0.25
-    fine_rho: float = 0.3
+    fine_rho: float = 0.2
     bad_rho: float = 0.1
 
 
@@ -131,13 +132,28 @@ def reasons_for(
     found += _sanity(sanity)
     for number, name in enumerate(concepts):
         found += _of_concept(number, name, answers, count, bounds)
-    return found
+    return _voted(found)
+
+
+def _voted(reasons: Sequence[Reason]) -> list[Reason]:
+    """Of several judges, extractors or pairs of maps, those that are bad but fewer than half only raise doubt."""
+    votes: dict[tuple[str, str], list[bool]] = {}
+    for one in reasons:
+        votes.setdefault((one.concept, one.subject), []).append(one.standing == "bad")
+    outvoted = {key for key, said in votes.items() if key[1] in VOTING and 2 * sum(said) < len(said)}
+    return [
+        replace(one, standing="doubtful", text=f"{one.text}; the others are better")
+        if one.standing == "bad" and (one.concept, one.subject) in outvoted
+        else one
+        for one in reasons
+    ]
 
 
 def weighed(reasons: Sequence[Reason], concepts: Sequence[str]) -> Trust:
     """The verdict on the whole and on each concept.
 
-    One bad figure makes trust low, one doubtful figure moderate. What is not known lowers nothing by itself, but high
+    One bad figure makes trust low, one doubtful figure moderate; a judge or an extractor that most others contradict
+    only raises doubt. What is not known lowers nothing by itself, but high
     trust needs somebody independent who agrees: a judge, or another extractor.
 
     Args:

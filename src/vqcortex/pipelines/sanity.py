@@ -23,8 +23,15 @@ from vqcortex.extractors.protocol import look_up
 from vqcortex.extractors.train import TrainData, train_extractor
 from vqcortex.extractors.train import TrainSettings as Training
 from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, first_images, load_all
-from vqcortex.pipelines.methods import ENSEMBLE, MethodPlan, members_asked, method_of, methods_for, read_name
-from vqcortex.pipelines.methods import check_member as check_named
+from vqcortex.pipelines.methods import (
+    ENSEMBLE,
+    MethodPlan,
+    check_member,
+    members_asked,
+    method_of,
+    methods_for,
+    read_name,
+)
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import SanitySettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
@@ -85,13 +92,14 @@ def sanity(settings: SanitySettings, *, progress: Progress = QUIET, engine: Engi
     settings.check()
     study = Study(settings.out)
     loaded = load_all(study, settings.device)
-    check_named(settings.method, read_name(settings.method), loaded)
+    asked, counts = read_name(settings.method), code_counts(loaded.store, EXPLAINED, engine).sum(0)
+    check_member(settings.method, asked, loaded)
+    methods_for({settings.method: asked}, settings, loaded.model.codebook, counts)  # an unknown name is told first
     key = stage_key(STAGE, settings, SanitySettings, study.fingerprints("tokens", "train"))
     carried = carry(study, settings.device, loaded)
 
     def work(folder: Path) -> None:
         images = first_images(loaded.store, REPORTED, settings.sanity_images)
-        counts = code_counts(loaded.store, EXPLAINED, engine).sum(0)
         subject = build_subject(loaded, settings, images, counts)
         check = partial(
             _check, carried=carried, settings=settings, images=images, counts=counts, original=subject.original.cpu()

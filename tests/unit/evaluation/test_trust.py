@@ -60,8 +60,8 @@ def agreement(value: float, images: int = 40, flat: int = 0) -> dict:
         (good(ece=0.11), (finding(),), "moderate"),
         (good(ece=0.26), (finding(),), "low"),
         (good(ece=None), (finding(),), "high"),
-        (good(maps=agreement(0.3)), (finding(),), "high"),
-        (good(maps=agreement(0.29)), (finding(),), "moderate"),
+        (good(maps=agreement(0.2)), (finding(),), "high"),
+        (good(maps=agreement(0.19)), (finding(),), "moderate"),
         (good(maps=agreement(0.09)), (finding(),), "low"),
         (good(maps=agreement(0.9, flat=30)), (finding(),), "moderate"),
         (good(), (finding("skipped", None, "too few"),), "high"),
@@ -84,6 +84,16 @@ def test_a_concept_on_which_the_extractor_fails_is_stamped_although_the_whole_is
     assert trust.of("cat").level == "high"
     assert trust.of("fox").level == "moderate"  # every second image called a fox is an owl
     assert any("right to name fox on 55.6 % of 180" in one for one in trust.of("fox").reasons)
+
+
+def test_one_of_several_that_disagrees_only_raises_doubt():
+    apart = mostly_right(0.3)
+    two, three = {"a": apart, "b": TRUTH}, {"a": apart, "b": TRUTH, "c": TRUTH}
+    assert level_of(good(extractors=two), None) == "low"
+    assert level_of(good(extractors=three), None) == "moderate"
+    found = [one for one in reasons_for(good(extractors=three), None, NAMES) if one.against == "a"]
+    assert found[0].standing == "doubtful"
+    assert found[0].text.endswith("the others are better")
 
 
 def test_what_holds_for_all_concepts_lowers_each():

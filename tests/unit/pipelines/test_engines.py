@@ -16,7 +16,7 @@ from vqcortex.pipelines.run import STEPS, run
 MAPPED = {
     "_make_shard", "_small_shard", "_codes_of_shard", "_score_shard", "_pool_shard", "_traverse_concept",
     "_search_part", "_first_of_shard", "_image_level", "_concept_level", "_codebook_level", "_scratch_rows",
-    "_concept", "_cluster",
+    "_concept", "_cluster", "_check", "_asked", "_mapped",
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def measure_randomised_weights(subject: Subject, limits: Limits) -> Outcome:
     for step, group in enumerate(groups, 1):
         above = tuple(name for one in groups[:step] for name in one)
         maps = fresh[0] if step == len(groups) else subject.maps(randomised(subject.module, above, limits.seed))
-        alone = subject.maps(randomised(subject.module, group, limits.seed))
+        alone = maps if step == 1 else subject.maps(randomised(subject.module, group, limits.seed))
         curve += [_step("cascading", step, group, original, maps), _step("independent", step, group, original, alone)]
     return Outcome(measured_independence(NAME, original, fresh, limits), tuple(curve))
 
