@@ -239,7 +239,7 @@ def _judged(check: str, found: RankAgreement, limit: float, meaning: str) -> Fin
     finding = replace(finding, value=mean.value, low=mean.low, high=mean.high)
     if mean.value <= limit:
         return replace(finding, verdict="pass")
-    return replace(finding, reason=f"{mean.value:.2f} is above {limit:g}: {meaning}")
+    return replace(finding, reason=meaning)
 
 
 def mean_over(found: RankAgreement) -> Interval | None:

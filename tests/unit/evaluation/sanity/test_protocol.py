@@ -11,12 +11,12 @@ MAPS = torch.rand(10, 3, 3, generator=torch.Generator().manual_seed(0))
 def test_networks_that_turn_the_order_round_do_not_cancel():
     found = measured_independence("c", MAPS, [MAPS, -MAPS], Limits())
     assert (found.value, found.verdict) == (1.0, "fail")
-    assert found.reason.startswith("1.00 is above 0.2: the maps keep the order they had")
+    assert found.reason.startswith("the maps keep the order they had")
 
 
 def test_a_difference_has_a_sign():
     assert measured_difference("c", MAPS, -MAPS, Limits()).verdict == "pass"
-    assert measured_difference("c", MAPS, MAPS, Limits()).reason.startswith("1.00 is above 0.5: the maps hardly change")
+    assert measured_difference("c", MAPS, MAPS, Limits()).reason.startswith("the maps hardly change")
 
 
 @pytest.mark.parametrize("limit", [0.99, 1.0])
