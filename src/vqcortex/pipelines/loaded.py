@@ -31,6 +31,7 @@ from vqcortex.tokens.store import TokenBatch, TokenStore, open_store
 EXPLAINED = ("train", "validation")
 REPORTED = "test"
 PUBLISHED = "tis"
+AT_ONCE = 1000  # images read together
 
 
 @final
@@ -225,14 +226,18 @@ def first_images(store: TokenStore, split: str, most: int) -> TokenBatch:
     Raises:
         StudyError: The split has no images.
     """
-    each = max(1, most // len(store.manifest.concepts))
-    streams = (
-        store.batches(each, split=split, concept=one, pictures=False) for one in range(len(store.manifest.concepts))
-    )
-    found = [batch for stream in streams if (batch := next(stream, None)) is not None]
-    if not found:
+    concepts = len(store.manifest.concepts)
+    each = max(1, most // concepts)
+    found: list[list[TokenBatch]] = [[] for _ in range(concepts)]
+    for batch in store.batches(AT_ONCE, split=split, pictures=False):
+        for row, concept in enumerate(batch.concept.tolist()):
+            if len(found[concept]) < each:
+                found[concept].append(batch.take([row]))
+        if all(len(rows) == each for rows in found):
+            break
+    if not any(found):
         raise StudyError(f"the store at {str(store.folder)!r} has no {split} images; make more with --per-concept")
-    images = joined(found)
+    images = joined([one for rows in found for one in rows])
     wanted = min(most, len(images))  # fewer than one per concept: those of every so manieth concept
     return images.take([place * len(images) // wanted for place in range(wanted)])
 

@@ -222,7 +222,7 @@ def _retrained(
     asked: dict[str, Any] = study.record("train")["key"]["settings"]
     training = Training(
         epochs=settings.permuted_epochs, seed=settings.seed, device=settings.device,
-        **{name: asked[name] for name in ("rate", "weight_decay", "minibatch", "precision")},
+        **{name: asked[name] for name in ("rate", "weight_decay", "minibatch")},
     )  # fmt: skip
     data = permuted_data(read_data(loaded.store, engine), settings.seed)
     (network,) = fresh.children()

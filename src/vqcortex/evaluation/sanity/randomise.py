@@ -58,9 +58,9 @@ def randomised(module: nn.Module, layers: Collection[str], seed: int) -> nn.Modu
     """
     home = next((one.device for one in module.parameters()), torch.device("cpu"))
     fresh = copy.deepcopy(module).cpu()
-    for name in layers:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(number_for(seed, "sanity", name))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for name in layers:
+            torch.default_generator.manual_seed(number_for(seed, "sanity", name))
             _draw(fresh.get_submodule(name))
     return fresh.to(home)
 
