@@ -158,9 +158,9 @@ class TrainSettings(StudySettings):
 class MethodSettings(StudySettings):
     """What every command that asks an attribution method has."""
 
-    method: str = "noisy_gradient_x_embedding"
+    method: str = "ensemble:integrated_gradients"
     """The attribution method that explains, see `vqcortex models --methods`: METHOD asks the study's extractor,
-    METHOD@COMPANION that companion, ensemble:METHOD all of them."""
+    METHOD@COMPANION that companion, ensemble:METHOD all of them, fast the cheapest that keeps most of the default."""
     draws: int = 20
     """Noisy copies per image, at least 1; ignored by methods without noise."""
     noise: float = 0.2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+ENSEMBLE = "ensemble:"
 NONE = "–"
 MINUS = "−"
 
@@ -30,8 +31,12 @@ def plain_name(name: object) -> str:
     Example:
         >>> plain_name("noisy_gradient_x_embedding")
         'noisy gradient × embedding'
+        >>> plain_name("ensemble:integrated_gradients")
+        'integrated gradients, all extractors'
     """
     text = str(name)
+    if text.startswith(ENSEMBLE):
+        return f"{plain_name(text.removeprefix(ENSEMBLE))}, all extractors"
     return NAMES.get(text, text.replace("_x_", " × ").replace("_", " "))
 
 
