@@ -63,7 +63,7 @@ def test_trust_that_was_never_measured_is_unknown_and_so_stamped(copied, toy_set
 def test_trust_in_what_was_changed_since_is_unknown(copied, toy_study, toy_settings):
     study = Study(copied)
     assert trust_of(study) == toy_study.trust
-    assert "of noisy_gradient_x_embedding, and tis explains" in trust_of(study, "tis").reasons[0]
+    assert f"of {RunSettings().method}, and tis explains" in trust_of(study, "tis").reasons[0]
     score(narrowed(toy_settings(copied, method="tis"), "ScoreSettings"))
     assert trust_of(study).level == "unknown"
     sanity(narrowed(toy_settings(copied, sanity_draws=2), "SanitySettings"))
