@@ -25,6 +25,7 @@ COMMANDS = {
     "trust": ("TrustSettings", "vqcortex.pipelines.trust:trust"),
     "score": ("ScoreSettings", "vqcortex.pipelines.score:score"),
     "concepts": ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    "interactions": ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
     "traverse": ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
     "judges": ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
@@ -52,7 +53,7 @@ CLOSING = {
     "evaluate": ("vqcortex.pipelines.judges:warned",),
     "judges": ("vqcortex.pipelines.judges:told",),
     "sanity": ("vqcortex.pipelines.sanity:told",),
-    **dict.fromkeys(("trust", "score", "concepts", "traverse", "search"), (TRUST,)),
+    **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }
 
 

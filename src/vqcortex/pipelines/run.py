@@ -23,6 +23,7 @@ STEPS = (
     ("TrustSettings", "vqcortex.pipelines.trust:trust"),
     ("ScoreSettings", "vqcortex.pipelines.score:score"),
     ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
     ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     ("SearchSettings", "vqcortex.pipelines.search:search"),
     ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
@@ -71,4 +72,5 @@ def demo_settings(*, out: Path, seed: int = 0, device: str = "cpu", batch: int =
         sanity_images=20, sanity_draws=2, sanity_steps=2, trust_maps=40,
         draws=10, steps=150, search_images=4, region="2:5,2:5", evaluate_images=150,
         shares=(1.0, 5.0, 10.0, 20.0, 40.0), traverse_images=60, verify=20,
+        together_images=24,
     )  # fmt: skip

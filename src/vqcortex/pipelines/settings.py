@@ -253,6 +253,31 @@ class ConceptsSettings(ExplainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InteractionsSettings(ExplainSettings):
+    """Test which of a concept's tokens matter together: in pairs, and all of them."""
+
+    together: int = 6
+    """Best tokens of a concept taken together, 2 to 16; up to 8 every combination is tried."""
+    together_images: int = 60
+    """Test images per concept, at least 1: of its own to take tokens out of, of others to put them in."""
+    together_draws: int = 0
+    """Grids of codes drawn by use that stand for what is taken out, averaged; 0: the mean code."""
+    together_alpha: float = 0.05
+    """Share of false discoveries allowed among the pairs found, in (0, 1)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 2 <= self.together <= 16:
+            yield f"together={self.together} must lie in 2 to 16: tokens that may matter as a pair"
+        if self.together_images < 1:
+            yield f"together-images={self.together_images} must be at least 1"
+        if self.together_draws < 0:
+            yield f"together-draws={self.together_draws} must be at least 0"
+        if not 0 < self.together_alpha < 1:
+            yield f"together-alpha={self.together_alpha} must lie between 0 and 1"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TraverseSettings(ExplainSettings):
     """Estimate the effect of every code at every position, verify the best cells by real swaps, join the two scales."""
 
@@ -396,6 +421,7 @@ class RunSettings(
     JudgesSettings,
     SearchSettings,
     TraverseSettings,
+    InteractionsSettings,
     ConceptsSettings,
     ScoreSettings,
     TrustSettings,
@@ -403,7 +429,7 @@ class RunSettings(
     TrainSettings,
     TokensSettings,
 ):
-    """The main job: tokens, extractors, judges, sanity, trust, scores, concepts, traversal, search, evidence, page."""
+    """The main job: tokens, extractors, judges, trust, scores, concepts, interactions, search, evidence, page."""
 
 
 @dataclass(frozen=True, kw_only=True)

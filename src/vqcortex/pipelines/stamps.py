@@ -37,6 +37,12 @@ def trust_of(study: Study, method: str | None = None) -> Trust:
     return read_trust(load_table(study.path(STAGE) / "trust.json"))
 
 
+def stamp_of(study: Study) -> Trust:
+    """What the concepts of a study were stamped with: trust that changes a figure but no level redoes nothing else."""
+    rows = study.table("concept_tokens").rows
+    return Trust(concepts={row["concept"]: Trust(level=row.get("trust", "unknown")) for row in rows})
+
+
 def check_trust(study: Study, is_required: bool, method: str | None = None) -> None:
     """Return quietly if a study may be explained.
 

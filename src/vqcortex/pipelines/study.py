@@ -28,7 +28,8 @@ RECORD, PARTIAL, LOG = "stage.json", "partial.json", "log"
 Continues = Callable[[Mapping[str, Any]], bool]
 # In order; judges only where none lie with the model.
 STAGES = (
-    "tokens", "train", "judges", "sanity", "trust", "score", "concepts", "traverse", "search", "evaluate", "report",
+    "tokens", "train", "judges", "sanity", "trust", "score", "concepts", "interactions", "traverse", "search",
+    "evaluate", "report",
 )  # fmt: skip
 
 

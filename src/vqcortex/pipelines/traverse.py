@@ -20,9 +20,9 @@ from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import TraverseSettings
-from vqcortex.pipelines.stamps import check_trust
+from vqcortex.pipelines.stamps import check_trust, stamp_of
 from vqcortex.pipelines.study import Study, run_stage, stage_key
-from vqcortex.results import Column, Table, Traversal, Trust, save_table, stamped
+from vqcortex.results import Column, Table, Traversal, save_table, stamped
 from vqcortex.search.traverse import linear_error
 from vqcortex.search.traverse import traverse as traverse_codebook
 from vqcortex.weights import save_weights
@@ -110,15 +110,10 @@ def _traverse_concept(
 
 def _write(folder: Path, study: Study, loaded: Loaded, found: list[Traversal]) -> None:
     save_weights({"effect": torch.stack([one.effect for one in found])}, folder / "effects.safetensors")
-    trust = _stamp_of(study.table("concept_tokens"))
+    trust = stamp_of(study)
     save_table(stamped(_cells(found, loaded.concepts), trust), folder)
     save_table(_errors(found, loaded.concepts), folder)
     save_table(stamped(_scales(found, study, loaded), trust), folder)
-
-
-def _stamp_of(tokens: Table) -> Trust:
-    """What the concepts were stamped with: trust that changes its figures but no level redoes no traversal."""
-    return Trust(concepts={row["concept"]: Trust(level=row.get("trust", "unknown")) for row in tokens.rows})
 
 
 def other_images(loaded: Loaded, concept: int, most: int, batch: int) -> list[Tensor]:

@@ -33,6 +33,7 @@ from vqcortex.report.evidence import (
     losses,
     probabilities,
 )
+from vqcortex.report.together import pair_matrices
 from vqcortex.report.trust import cascade_chart, check_rows, trust_view
 from vqcortex.results import Column, Table
 
@@ -92,6 +93,7 @@ def render_page(exhibit: Exhibit) -> str:
             levels={name: build_level(exhibit.tables, name, concept_names(exhibit)) for name in LEVELS},
             concept_charts=concept_charts(exhibit.tables),
             probabilities=probabilities(exhibit.tables),
+            together=pair_matrices(exhibit.tables),
             homes=cluster_homes(exhibit.clusters),
             trust=trust_view(exhibit.trust),
             checks=check_rows(exhibit.tables),

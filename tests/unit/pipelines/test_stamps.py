@@ -7,6 +7,7 @@ import pytest
 
 from vqcortex.errors import TrustError
 from vqcortex.pipelines.concepts import pool_concepts
+from vqcortex.pipelines.interactions import interactions
 from vqcortex.pipelines.run import narrowed
 from vqcortex.pipelines.sanity import sanity
 from vqcortex.pipelines.score import score
@@ -21,6 +22,7 @@ from vqcortex.report.stage import report
 EXPLAINING = {
     "ScoreSettings": score,
     "ConceptsSettings": pool_concepts,
+    "InteractionsSettings": interactions,
     "TraverseSettings": traverse,
     "SearchSettings": search,
 }
@@ -44,7 +46,7 @@ def distrusted(toy_study, toy_settings, tmp_path_factory):
 
 
 def test_concept_tables_carry_the_level_of_their_concept(toy_study, distrusted):
-    for name in ("concept_tokens", "two_scale", "traversal_cells"):
+    for name in ("concept_tokens", "two_scale", "traversal_cells", "interactions", "interaction_groups"):
         table = toy_study.table(name)
         assert list(table.columns)[-1] == "trust"
         assert all(row["trust"] == toy_study.trust.of(row["concept"]).level for row in table.rows)
