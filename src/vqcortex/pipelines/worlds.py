@@ -31,6 +31,7 @@ from vqcortex.images import load_pixels, open_images
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import WorldsSettings
 from vqcortex.pipelines.tokens import model_at
+from vqcortex.pipelines.worlds_pairs import planted_pairs
 from vqcortex.pipelines.worlds_tables import Rows, tables_of
 from vqcortex.results import Table, save_table
 from vqcortex.search.traverse import swap_sum
@@ -118,7 +119,7 @@ def measure_worlds(
         progress: Told how far it is.
         engine: Where pieces are made, one per world, run and extractor.
     Returns:
-        Tables by name: worlds_positions, worlds_codes, worlds_null, worlds_skipped and worlds_summary.
+        Tables by name: worlds_positions, worlds_codes, worlds_pairs, worlds_null, worlds_skipped and worlds_summary.
     Raises:
         ConfigError: Settings are wrong, or a world does not fit the model's grid or codes.
         UnknownName: There is no such world, method or extractor.
@@ -183,11 +184,18 @@ def measure_piece(piece: Piece, *, ground: Ground) -> Rows:
     """Plant, teach, explain and mark: rows of plain values by table."""
     taught = teach(piece, ground)
     about = {"world": piece.world, "run": piece.run, "extractor": piece.extractor}
-    rows: Rows = {"positions": [], "codes": [], "null": [], "skipped": []}
+    images, seed = ground.settings.explain_images, piece_seed(piece, ground)
+    pairs = planted_pairs(
+        taught.world, taught.module, ground.model.value, taught.alive, images=images, seed=seed
+    )  # fmt: skip
+    same = {**about, "accuracy": taught.accuracy}
+    rows: Rows = {
+        "positions": [], "codes": [], "null": [], "skipped": [],
+        "pairs": [{**same, "together": taught.world.together, **row} for row in pairs],
+    }  # fmt: skip
     for name in (*ground.settings.methods, RANDOM, TRAVERSAL):
         marks = Marked(
-            same={**about, "accuracy": taught.accuracy, "method": name}, taught=taught, k=ground.model.value.k,
-            seed=piece_seed(piece, ground),
+            same={**same, "method": name}, taught=taught, k=ground.model.value.k, seed=seed
         )  # fmt: skip
         try:
             found = _traversal(marks, ground) if name == TRAVERSAL else _attribution(name, marks, ground)

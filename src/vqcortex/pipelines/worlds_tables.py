@@ -11,11 +11,14 @@ from scipy.stats import binomtest
 
 from vqcortex.evaluation.intervals import Resampling, interval
 from vqcortex.pipelines.settings import WorldsSettings
+from vqcortex.pipelines.together import EXCLUSIVE, REDUNDANCY, SYNERGY
 from vqcortex.results import Column, Table
 
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = dict[str, list[dict[str, Any]]]
 TOP_THREE = 3
+INTERACTIONS = "interactions"  # stands for a method where pairs are tested
+POOLS = {"positions": "positions", "null": "tests", "pairs": "tests"}
 SHORTCUT_FROM = 0.8  # correlation from which a shortcut is to be found
 
 SAME = {
@@ -69,6 +72,21 @@ CODES = {
     ),
     "found_true": Column(unit="codes", better="higher", meaning="True ones among them."),
 }  # fmt: skip
+PAIRS = {
+    **{name: SAME[name] for name in ("world", "run", "extractor", "accuracy")},
+    "together": Column(unit="sign", meaning="How planted codes act: 1 both are needed, -1 one undoes the other."),
+    "code_a": Column(unit="code id", meaning="A planted code."),
+    "code_b": Column(unit="code id", meaning="The other one, or a code that means nothing."),
+    "is_planted": Column(unit="yes or no", meaning="Both are planted; no: a control."),
+    "images": Column(unit="images", meaning="Test images that hold no planted code, into which both were put."),
+    "synergy": Column(unit="logits", meaning="What both do beyond the sum of each, mean over several positions."),
+    "low": Column(unit="logits", meaning="Lower end of its 95 % bootstrap interval over images."),
+    "high": Column(unit="logits", meaning="Upper end of its 95 % bootstrap interval over images."),
+    "p": Column(unit="probability, 0 to 1", meaning="Sign-flip test over images."),
+    "q": Column(unit="probability, 0 to 1", meaning="p after control of false discoveries over pairs and controls."),
+    "verdict": Column(unit="name", meaning="As in the table of interactions of a study."),
+    "is_strongest": Column(unit="yes or no", meaning="Its synergy is larger, either way, than that of every control."),
+}
 FALSE = {
     **SAME,
     "tested": Column(unit="codes", meaning="Codes tested, none of which makes the concept."),
@@ -140,6 +158,16 @@ TARGETS = (
         rows={"world": "confounder", "truth": "causal"}, value=lambda row: bool(row["above_others"]), bound=0.9,
     ),
     Target(
+        name="pair_together", asks="the table of interactions says synergy of codes needed together, beyond controls",
+        table="pairs", rows={"world": "pair"}, bound=0.9,
+        value=lambda row: row["verdict"] == SYNERGY and row["is_strongest"],
+    ),
+    Target(
+        name="exclusive_or", asks="the table of interactions flags codes that undo each other, beyond controls",
+        table="pairs", rows={"world": "exclusive_or"}, bound=0.9,
+        value=lambda row: row["verdict"] in (EXCLUSIVE, REDUNDANCY) and row["is_strongest"],
+    ),
+    Target(
         name="null", asks="codes are found although there is no signal", table="null",
         rows={"world": "null"}, value=lambda row: row["found"] > 0, bound=0.05, is_ceiling=True,
     ),
@@ -154,9 +182,10 @@ def tables_of(pieces: Sequence[Rows], settings: WorldsSettings) -> dict[str, Tab
         settings: Whose correlation says which figures are asked for.
     """
     rows: Rows = {
-        name: [row for piece in pieces for row in piece[name]] for name in ("positions", "codes", "null", "skipped")
+        name: [row for piece in pieces for row in piece[name]]
+        for name in ("positions", "codes", "pairs", "null", "skipped")
     }
-    columns = {"positions": POSITIONS, "codes": CODES, "null": FALSE, "skipped": SKIPPED}
+    columns = {"positions": POSITIONS, "codes": CODES, "pairs": PAIRS, "null": FALSE, "skipped": SKIPPED}
     tables = [Table(f"worlds_{name}", columns[name], rows[name]) for name in columns]
     tables.append(Table("worlds_summary", SUMMARY, list(_summary(rows, settings))))
     return {one.name: one for one in tables}
@@ -169,9 +198,9 @@ def _summary(rows: Rows, settings: WorldsSettings) -> Iterator[dict[str, Any]]:
             continue
         groups: dict[tuple[str, str, str], list[Row]] = {}
         for row in rows[target.table]:
-            if all(row[name] == value for name, value in target.rows.items()):
-                pool = str(row.get("pool", "tests" if target.table == "null" else "positions"))
-                groups.setdefault((row["extractor"], row["method"], pool), []).append(row)
+            if all(row[name] == value for name, value in target.rows.items()) and row.get("is_planted", True):
+                pool = str(row.get("pool", POOLS.get(target.table)))
+                groups.setdefault((row["extractor"], row.get("method", INTERACTIONS), pool), []).append(row)
         for (extractor, method, pool), group in groups.items():
             yield {
                 "target": target.name,

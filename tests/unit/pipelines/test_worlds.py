@@ -17,13 +17,13 @@ from vqcortex.pipelines.settings import WorldsSettings
 from vqcortex.pipelines.worlds import Ground, Piece, base_grids, distinct_codes, measure_piece, measure_worlds
 from vqcortex.results import load_table
 
-TABLES = {"worlds_positions", "worlds_codes", "worlds_null", "worlds_skipped", "worlds_summary"}
+TABLES = {f"worlds_{name}" for name in ("positions", "codes", "pairs", "null", "skipped", "summary")}
 
 
 def settings_of(out, **changed) -> WorldsSettings:
     same = {
         "model": "toy", "worlds": ("single", "null"), "methods": ("occlusion", "attention_rollout", "ensemble"),
-        "extractors": ("se_resnet",), "runs": 2, "world_images": 400, "explain_images": 50, "epochs": 8, "width": 16,
+        "extractors": ("se_resnet",), "runs": 2, "world_images": 300, "explain_images": 50, "epochs": 8, "width": 16,
         "depth": 2, "minibatch": 16, "rate": 5e-3, "interval_resamples": 100,
     }  # fmt: skip
     return WorldsSettings(out=out, **{**same, **changed})
@@ -140,7 +140,7 @@ def test_pictures_are_encoded_where_the_model_or_the_user_wants_it(tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy()).save(place)
     settings = settings_of(tmp_path, images=f"imagefolder:{tmp_path / 'pictures'}")
-    with pytest.raises(DataError, match="holds 6 pictures but 400 are planted in"):
+    with pytest.raises(DataError, match="holds 6 pictures but 300 are planted in"):
         base_grids(toy, settings)
     assert base_grids(toy, replace(settings, world_images=6)).flatten()[:8].tolist() == list(range(8))
 
