@@ -63,7 +63,7 @@ from vqcortex.tokens.store import TokenStore
 
 STAGE = "compare"
 SECONDS = "seconds.json"
-TIMED = 32  # images by which seconds are measured
+TIMED = 16  # images by which seconds are measured
 ALONE = (
     PUBLISHED, "gradient_x_embedding", "noisy_gradient_x_embedding", "integrated_gradients", "occlusion", "banzhaf",
 )  # fmt: skip
@@ -199,7 +199,13 @@ def _images_of_shard(number: int, *, store: TokenStore, split: str, each: int) -
 
 def fewer(images: Images, most: int, concepts: int) -> Images:
     """About `most` of the images, evenly over concepts."""
-    return first_images(images, max(1, -(-most // concepts)), [0] * concepts)
+    return first_images(images, -(-most // concepts), [0] * concepts)
+
+
+def without(images: Images, others: Images) -> Images:
+    """The images that are not among the others."""
+    out = set(others.batch.image_ids)
+    return images.take([row for row, name in enumerate(images.batch.image_ids) if name not in out])
 
 
 def gather_comparison(
@@ -230,10 +236,15 @@ def gather_comparison(
         made = kept_pieces(folder / LOG / name, partial(work, contest=contest), parts, progress, engine)
         return list(zip(parts, made, strict=True))
 
-    judged = mapped("judged", judge_images, images)
-    figures = join_figures([figures_of(part, made, contest) for part, made in judged])
+    first = fewer(images, settings.insertion_images, concepts)
+    both = mapped("judged, kept and removed", partial(judge_images, kept=True), first)
+    judged = both + mapped("judged, removed", partial(judge_images, kept=False), without(images, first))
+    figures = join_figures([figures_of(part, made, contest, kept=False) for part, made in judged])
     constant = constant_shares([made for _, made in judged], contest)
     rows = comparison_rows(figures, constant, resampling)
+    if both:
+        keeping = join_figures([figures_of(part, made, contest, kept=True) for part, made in both])
+        rows += comparison_rows(keeping, constant, resampling)
     stability: dict[tuple[str, str], Tensor] = {}
     if settings.stability_images:
         steady = mapped("steadied", steady_images, fewer(images, settings.stability_images, concepts))
@@ -279,7 +290,8 @@ def kept_pieces(
     paths = [folder / f"{number:05d}-{name}.safetensors" for number, name in enumerate(names)]
     todo = [number for number, path in enumerate(paths) if not path.is_file()]
     made = engine.map(work, [parts[number] for number in todo])
-    for number, tensors in zip(todo, progress.track(made, f"compare: {folder.name}", len(todo)), strict=True):
+    seen = progress.track(made, f"compare: {folder.name}", len(todo)) if todo else []
+    for number, tensors in zip(todo, seen, strict=True):
         with replacing(paths[number]) as temporary:
             save_file({name: one.contiguous() for name, one in tensors.items()}, temporary)
     return [load_file(path) for path in paths]

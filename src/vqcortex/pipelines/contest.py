@@ -33,6 +33,7 @@ from vqcortex.pipelines.methods import ENSEMBLE, MethodPlan, members_asked, meth
 
 Tensors = dict[str, Tensor]
 SEEDS, EXTRACTORS = "seeds", "extractors"
+READ_KEPT = frozenset({"insertion_auc", "sufficiency"})
 ORACLES = {"mean_code": "oracle", "each": "oracle_each_fill"}
 
 
@@ -75,8 +76,8 @@ class Contest:
 # -- judged ------------------------------------------------------------------------------------------------------------
 
 
-def judge_images(part: Images, *, contest: Contest) -> Tensors:
-    """What judges believe while each arm's positions go and stay, and how alike the arms rank them.
+def judge_images(part: Images, *, contest: Contest, kept: bool) -> Tensors:
+    """What judges believe while each arm's positions go, and with `kept` while they stay, and how alike arms are.
 
     Returns:
         The tensors of `Curves` by its names; `agreement` (p, b) over pairs of arms in order, NaN where one of the two
@@ -89,23 +90,31 @@ def judge_images(part: Images, *, contest: Contest) -> Tensors:
     scores |= score_arms(controls, loaded.model, tokens, concept, image_ids, batch=contest.batch)
     curves = measure_curves(
         loaded.model, judges, tokens, concept, image_ids, scores, contest.counts, contest.court.fills,
-        batch=contest.batch,
+        kept=kept, batch=contest.batch,
     )  # fmt: skip
-    assert curves.kept is not None
     flat = torch.stack([is_flat(one) for one in scores.values()])
     return {
-        "before": curves.before, "removed": curves.removed, "kept": curves.kept, "empty": curves.empty,
+        "before": curves.before, "removed": curves.removed, "empty": curves.empty,
+        **({} if curves.kept is None else {"kept": curves.kept}),
         "agreement": torch.stack([alike(one, other) for one, other in combinations(scores.values(), 2)]),
         "constant": flat.to(torch.uint8),
     }  # fmt: skip
 
 
-def figures_of(part: Images, made: Tensors, contest: Contest) -> Figures:
-    """The figures per image that are read off what `judge_images` made."""
+def figures_of(part: Images, made: Tensors, contest: Contest, kept: bool) -> Figures:
+    """The figures per image that are read off what `judge_images` made.
+
+    Args:
+        part: The images.
+        made: Of them.
+        contest: What is compared.
+        kept: Those that read what judges believe while positions stay; False: the others.
+    """
     curves = curves_of(part, made, contest, contest.arms, contest.counts)
-    values = drop_figures(curves, contest.deciding)
+    values = {} if kept else drop_figures(curves, contest.deciding)
     for name, metric in metrics_of("curves"):
-        values[Measure(name, None, metric.unit, metric.better)] = metric(curves)
+        if (name in READ_KEPT) == kept:
+            values[Measure(name, None, metric.unit, metric.better)] = metric(curves)
     return Figures(
         arms=curves.arms, fills=curves.fills, judges=curves.judges, image_ids=curves.image_ids, values=values
     )

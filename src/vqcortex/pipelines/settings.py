@@ -326,7 +326,10 @@ class CompareSettings(JudgedSettings):
     """What hidden positions become."""
     keep_share: float = 85.0
     """Percent of the best method's drop that the fast method must keep, above 0 and at most 100."""
-    stability_images: int = 100
+    insertion_images: int = 500
+    """Of these, images in which positions are also kept while all others are hidden (insertion, sufficiency), at
+    least 2; 0 leaves that out."""
+    stability_images: int = 40
     """Of these, images for stability, infidelity and sensitivity, at least 2; 0 leaves those out."""
     oracle_images: int = 0
     """Of these, images for the oracle: positions chosen by asking one judge, scored by the others; at least 2; 0
@@ -344,7 +347,7 @@ class CompareSettings(JudgedSettings):
             yield f"noise={self.noise} must be at least 0"
         if self.compare_images < 2:
             yield f"compare-images={self.compare_images} must be at least 2: one image says nothing of the spread"
-        for name in ("stability_images", "oracle_images"):
+        for name in ("insertion_images", "stability_images", "oracle_images"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 yield f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or at least 2"
         if self.compare_split not in (splits := ("validation", "test")):
