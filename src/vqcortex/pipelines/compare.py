@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -52,7 +52,7 @@ from vqcortex.pipelines.contest import (
 )
 from vqcortex.pipelines.evaluate import Court, Images, first_images
 from vqcortex.pipelines.loaded import PUBLISHED, REPORTED, Loaded
-from vqcortex.pipelines.methods import ENSEMBLE, MethodPlan, members_asked, plan_methods, score_methods
+from vqcortex.pipelines.methods import ENSEMBLE, MethodPlan, members_asked, plan_methods, read_name, score_methods
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import CompareSettings, ScoreSettings
 from vqcortex.pipelines.study import LOG, Study, read_json
@@ -140,21 +140,29 @@ def plan_contest(loaded: Loaded, court: Court, settings: CompareSettings, engine
     for name in names:
         if (error := refusal(plan, name, loaded)) is not None:
             raise error.within(method=name)
-    every = [f"{one.method}@{member}" for one in plan.asked.values() for member in loaded.members]
-    apart = plan_methods(every, asking, loaded, engine)
+    every = {f"{one.method}@{member}" for one in plan.asked.values() for member in loaded.members}
+    apart = replace(plan, asked={name: read_name(name) for name in sorted(every)})
     able = {name: asked for name, asked in apart.asked.items() if refusal(apart, name, loaded) is None}
-    other = replace(asking, seed=number_for(settings.seed, "stability"))
     h, w = loaded.model.grid
     return Contest(
         court=court,
         plan=plan,
-        reseeded=plan_methods(names, other, loaded, engine),
+        reseeded=reseeded(plan, number_for(settings.seed, "stability")),
         apart=replace(apart, asked=able),
         counts=steps_for(settings.compare_shares, h * w),
         deciding=steps_for(settings.decide_shares, h * w),
         seed=settings.seed,
         batch=settings.batch,
     )
+
+
+def reseeded(plan: MethodPlan, seed: int) -> MethodPlan:
+    """The plan with another seed in every method that draws."""
+    drawing = {name for name, one in plan.methods.items() if "seed" in {field.name for field in fields(cast(Any, one))}}
+    methods = {
+        name: replace(cast(Any, one), seed=seed) if name in drawing else one for name, one in plan.methods.items()
+    }
+    return replace(plan, methods=methods)
 
 
 def refusal(plan: MethodPlan, name: str, loaded: Loaded) -> VqCortexError | None:

@@ -326,7 +326,7 @@ class CompareSettings(JudgedSettings):
     """What hidden positions become."""
     keep_share: float = 85.0
     """Percent of the best method's drop that the fast method must keep, above 0 and at most 100."""
-    insertion_images: int = 500
+    insertion_images: int = 250
     """Of these, images in which positions are also kept while all others are hidden (insertion, sufficiency), at
     least 2; 0 leaves that out."""
     stability_images: int = 40

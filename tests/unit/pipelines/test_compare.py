@@ -123,7 +123,9 @@ def test_agreement_holds_every_pair_of_arms_once(compared):
 def test_the_closing_lines_are_the_recommendation_as_a_small_table(compared):
     lines = told(small(compared.folder))
     assert lines[0].split() == ["method", "mean", "drop", "kept", "passes", "ms/image", "here"]
-    assert [line.split()[0] for line in lines[1:3]] == ["default", "fast"]
+    roles = [row["role"] for row in compared.table("recommendation").rows if row["role"] != "note"]
+    assert [line.split()[0] for line in lines[1 : 1 + len(roles)]] == roles
+    assert roles[0] == "default"
     assert any(line.startswith("note: Measured on test images") for line in lines)
 
 
@@ -163,6 +165,14 @@ def test_methods_are_chosen_by_what_the_study_has(loaded):
     assert default_methods(loaded) == (
         *ALONE, "ensemble:noisy_gradient_x_embedding", "ensemble:occlusion", "occlusion@pictures",
     )  # fmt: skip
+
+
+def test_another_seed_reaches_every_method_that_draws_and_no_other(toy_study, loaded):
+    contest = contest_of(toy_study, loaded)
+    one, other = contest.plan.methods, contest.reseeded.methods
+    assert one["tis"].seed == 0 != other["tis"].seed
+    assert one["occlusion"] is other["occlusion"]
+    assert {read.extractor for read in contest.apart.asked.values()} == {"conv8", "pictures"}
 
 
 def test_images_are_taken_evenly_over_concepts_and_parted_without_loss(loaded):

@@ -141,9 +141,9 @@ def test_a_method_of_one_extractor_alone_has_no_stability_over_extractors(contes
 
 
 def test_what_an_ensemble_explains_is_the_mean_of_the_logits():
-    one, other = torch.nn.Identity(), torch.nn.Flatten(0)
-    x = torch.rand(4)
-    assert torch.equal(Mean([one, other])(x), x)
+    one, other = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)) for _ in range(2))
+    x = torch.rand(2, 3, 2, 2)
+    torch.testing.assert_close(Mean([one, other])(x), (one(x) + other(x)) / 2)
 
 
 @pytest.mark.parametrize("kind", ["mean_code", "each"])
