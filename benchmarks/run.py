@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import adapters
+import draws
 import pooling
 import search
 import tis
@@ -27,7 +28,9 @@ from vqcortex.files import write_bytes, write_json
 HERE = Path(__file__).parent
 RESULTS, PAGE = "results.json", "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
-BENCHMARKS: Mapping[str, ModuleType] = {"tis": tis, "search": search, "pooling": pooling, "adapters": adapters}
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "tis": tis, "search": search, "pooling": pooling, "adapters": adapters, "draws": draws,
+}  # fmt: skip
 
 
 def measure(name: str, *, small: bool, repeats: int) -> dict[str, Any]:

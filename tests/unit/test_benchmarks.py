@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FILES = ("common", "tis", "search", "pooling", "adapters", "run")
+FILES = ("common", "tis", "search", "pooling", "adapters", "draws", "run")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def run(bench, *words):
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("name", "targets"),
-    [("tis", [10, 10, 13, 1]), ("search", [3]), ("pooling", [100]), ("adapters", [1 / 1.05] * 4)],
+    [("tis", [10, 10, 13, 1]), ("search", [3]), ("pooling", [100]), ("adapters", [1 / 1.05] * 4), ("draws", [4] * 3)],
 )
 def test_every_benchmark_runs_at_toy_size(bench, name, targets):
     result = bench.run.measure(name, small=True, repeats=2)

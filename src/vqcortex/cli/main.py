@@ -23,6 +23,7 @@ COMMANDS = {
     "train": ("TrainSettings", "vqcortex.pipelines.train:train"),
     "score": ("ScoreSettings", "vqcortex.pipelines.score:score"),
     "concepts": ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    "interactions": ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
     "traverse": ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
     "judges": ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),

@@ -52,7 +52,15 @@ from vqcortex.pipelines.contest import (
 )
 from vqcortex.pipelines.evaluate import Court, Images, first_images
 from vqcortex.pipelines.loaded import PUBLISHED, REPORTED, Loaded
-from vqcortex.pipelines.methods import ENSEMBLE, MethodPlan, members_asked, plan_methods, read_name, score_methods
+from vqcortex.pipelines.methods import (
+    CHEAPEST,
+    ENSEMBLE,
+    MethodPlan,
+    members_asked,
+    plan_methods,
+    read_name,
+    score_methods,
+)
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import CompareSettings, ScoreSettings
 from vqcortex.pipelines.study import LOG, Study, read_json
@@ -67,8 +75,7 @@ TIMED = 16  # images by which seconds are measured
 ALONE = (
     PUBLISHED, "gradient_x_embedding", "noisy_gradient_x_embedding", "integrated_gradients", "occlusion", "banzhaf",
 )  # fmt: skip
-TOGETHER = ("noisy_gradient_x_embedding", "occlusion")
-THROUGH_DECODER = "pictures"
+TOGETHER = (ScoreSettings.method, f"{ENSEMBLE}:occlusion")
 
 
 @final
@@ -109,8 +116,8 @@ def default_methods(loaded: Loaded) -> tuple[str, ...]:
     """What is compared unless told: methods of the study's extractor, and of its companions where it has any."""
     if not loaded.companions:
         return ALONE
-    seen = [f"occlusion@{name}" for name in loaded.companions if name.partition(":")[0] == THROUGH_DECODER]
-    return (*ALONE, *(f"{ENSEMBLE}:{name}" for name in TOGETHER), *seen[:1])
+    cheap = [CHEAPEST] if read_name(CHEAPEST).extractor in loaded.members else []
+    return (*ALONE, *TOGETHER, *cheap)
 
 
 def plan_contest(loaded: Loaded, court: Court, settings: CompareSettings, engine: Engine = SERIAL) -> Contest:

@@ -20,6 +20,7 @@ STEPS = (
     ("TrainSettings", "vqcortex.pipelines.train:train"),
     ("ScoreSettings", "vqcortex.pipelines.score:score"),
     ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
     ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     ("SearchSettings", "vqcortex.pipelines.search:search"),
     ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
@@ -66,4 +67,5 @@ def demo_settings(*, out: Path, seed: int = 0, device: str = "cpu", batch: int =
         per_concept=200, shard=500, minibatch=128, epochs=12, step_every=8,
         draws=10, steps=150, search_images=4, region="2:5,2:5", evaluate_images=150,
         shares=(1.0, 5.0, 10.0, 20.0, 40.0), traverse_images=60, verify=20,
+        together_images=24,
     )  # fmt: skip

@@ -141,9 +141,9 @@ class TrainSettings(StudySettings):
 class ScoreSettings(StudySettings):
     """Score every position of every image."""
 
-    method: str = "noisy_gradient_x_embedding"
+    method: str = "ensemble:integrated_gradients"
     """The attribution method that explains, see `vqcortex models --methods`: METHOD asks the study's extractor,
-    METHOD@COMPANION that companion, ensemble:METHOD all of them."""
+    METHOD@COMPANION that companion, ensemble:METHOD all of them, fast the cheapest that keeps most of the default."""
     draws: int = 20
     """Noisy copies per image, at least 1; ignored by methods without noise."""
     noise: float = 0.2
@@ -184,6 +184,31 @@ class ConceptsSettings(StudySettings):
             yield f"resamples={self.resamples} must be at least 10"
         if self.clusters < 2:
             yield f"clusters={self.clusters} must be at least 2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionsSettings(StudySettings):
+    """Test which of a concept's tokens matter together: in pairs, and all of them."""
+
+    together: int = 6
+    """Best tokens of a concept taken together, 2 to 16; up to 8 every combination is tried."""
+    together_images: int = 60
+    """Test images per concept, at least 1: of its own to take tokens out of, of others to put them in."""
+    together_draws: int = 0
+    """Grids of codes drawn by use that stand for what is taken out, averaged; 0: the mean code."""
+    together_alpha: float = 0.05
+    """Share of false discoveries allowed among the pairs found, in (0, 1)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 2 <= self.together <= 16:
+            yield f"together={self.together} must lie in 2 to 16: tokens that may matter as a pair"
+        if self.together_images < 1:
+            yield f"together-images={self.together_images} must be at least 1"
+        if self.together_draws < 0:
+            yield f"together-draws={self.together_draws} must be at least 0"
+        if not 0 < self.together_alpha < 1:
+            yield f"together-alpha={self.together_alpha} must lie between 0 and 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,12 +430,13 @@ class RunSettings(
     JudgesSettings,
     SearchSettings,
     TraverseSettings,
+    InteractionsSettings,
     ConceptsSettings,
     ScoreSettings,
     TrainSettings,
     TokensSettings,
 ):
-    """The main job: tokens, extractor, scores, concepts, traversal, search, judges, evaluation, report."""
+    """The main job: tokens, extractor, scores, concepts, interactions, traversal, search, judges, evidence, report."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ FORMAT = 1
 RECORD, PARTIAL, LOG = "stage.json", "partial.json", "log"
 Continues = Callable[[Mapping[str, Any]], bool]
 # In order; judges only where none lie with the model.
-STAGES = ("tokens", "train", "score", "concepts", "traverse", "search", "judges", "evaluate", "report")
+STAGES = ("tokens", "train", "score", "concepts", "interactions", "traverse", "search", "judges", "evaluate", "report")
 
 
 @final

@@ -33,6 +33,7 @@ from vqcortex.report.evidence import (
     losses,
     probabilities,
 )
+from vqcortex.report.together import pair_matrices
 from vqcortex.results import Column, Table
 
 TOP = 5  # positions outlined per example
@@ -90,6 +91,7 @@ def render_page(exhibit: Exhibit) -> str:
             levels={name: build_level(exhibit.tables, name, concept_names(exhibit)) for name in LEVELS},
             concept_charts=concept_charts(exhibit.tables),
             probabilities=probabilities(exhibit.tables),
+            together=pair_matrices(exhibit.tables),
             homes=cluster_homes(exhibit.clusters),
         )
     )

@@ -14,7 +14,7 @@ from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.report.page import render_page
 
 PAGE = "report.html"
-BEFORE = ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate")
+BEFORE = ("tokens", "train", "score", "concepts", "interactions", "traverse", "search", "evaluate")
 
 
 def report(settings: ReportSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:

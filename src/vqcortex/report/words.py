@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+ENSEMBLE = "ensemble:"
 NONE = "–"
 MINUS = "−"
 
@@ -28,12 +29,14 @@ def plain_name(name: object) -> str:
     """A registry name as words, or a method's name with the extractors it asks.
 
     Example:
-        >>> plain_name("noisy_gradient_x_embedding"), plain_name("ensemble:tis"), plain_name("occlusion@pictures:1")
-        ('noisy gradient × embedding', 'TIS (published), ensemble', 'occlusion, pictures:1')
+        >>> plain_name("noisy_gradient_x_embedding"), plain_name("occlusion@pictures:1")
+        ('noisy gradient × embedding', 'occlusion, pictures:1')
+        >>> plain_name("ensemble:integrated_gradients")
+        'integrated gradients, all extractors'
     """
     text = str(name)
-    if text.startswith("ensemble:"):
-        return f"{plain_name(text.removeprefix('ensemble:'))}, ensemble"
+    if text.startswith(ENSEMBLE):
+        return f"{plain_name(text.removeprefix(ENSEMBLE))}, all extractors"
     if "@" in text:
         method, _, extractor = text.partition("@")
         return f"{plain_name(method)}, {extractor.replace('_', ' ')}"

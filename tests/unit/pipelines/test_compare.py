@@ -163,7 +163,7 @@ def test_killed_and_started_again_it_does_only_what_is_missing_and_ends_with_the
 def test_methods_are_chosen_by_what_the_study_has(loaded):
     assert default_methods(replace(loaded, companions={})) == ALONE
     assert default_methods(loaded) == (
-        *ALONE, "ensemble:noisy_gradient_x_embedding", "ensemble:occlusion", "occlusion@pictures",
+        *ALONE, "ensemble:integrated_gradients", "ensemble:occlusion", "integrated_gradients@pictures",
     )  # fmt: skip
 
 

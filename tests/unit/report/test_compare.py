@@ -79,7 +79,9 @@ def test_nothing_that_a_name_holds_becomes_part_of_the_page(exhibit):
 
 def test_the_answer_names_the_default_what_it_reaches_and_the_fast_one(exhibit):
     said = answer(exhibit)
-    assert said.startswith("Occlusion, ensemble is the most faithful of 7 methods: without its first 3 and 5 of 49")
+    assert said.startswith(
+        "Occlusion, all extractors is the most faithful of 7 methods: without its first 3 and 5 of 49"
+    )
     assert "times random's" in said
     assert "instead of 150 forward passes per image" in said
 
@@ -104,7 +106,7 @@ def test_every_fill_has_a_chart_of_all_arms_in_one_order(exhibit):
     assert [chart.title for chart in charts] == ["Over all fills", *map(begun, FILLS)]
     labels = [[row.label for row in chart.rows] for chart in charts]
     assert all(one == labels[0] for one in labels)
-    assert labels[0][0] == "occlusion, ensemble"
+    assert labels[0][0] == "occlusion, all extractors"
     assert set(labels[0]) == set(map(plain_name, (*METHODS, *CONTROLS, "oracle")))
     notes_ = {row.label: row.note for row in charts[0].rows}
     assert (notes_["random"], notes_["oracle"], notes_["banzhaf"]) == ("control", "asked a judge", "")
@@ -125,7 +127,7 @@ def test_metrics_stand_beside_each_other_best_arm_first(exhibit):
     assert [name for name, _ in table.heads] == ["mean drop", "deletion auc", "infidelity"]
     assert [better for _, better in table.heads] == ["higher", "lower", "lower"]
     rows = dict(table.rows)
-    assert next(iter(rows)) == "occlusion, ensemble"
+    assert next(iter(rows)) == "occlusion, all extractors"
     assert rows["random"][2] == ""
     assert rows["banzhaf"][2] != ""
 
