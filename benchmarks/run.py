@@ -17,6 +17,7 @@ from typing import Any
 
 import adapters
 import draws
+import evaluation
 import pooling
 import search
 import tis
@@ -29,8 +30,13 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = "results.json", "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
 BENCHMARKS: Mapping[str, ModuleType] = {
-    "tis": tis, "search": search, "pooling": pooling, "adapters": adapters, "draws": draws,
-}  # fmt: skip
+    "tis": tis,
+    "search": search,
+    "pooling": pooling,
+    "adapters": adapters,
+    "draws": draws,
+    "evaluation": evaluation,
+}
 
 
 def measure(name: str, *, small: bool, repeats: int) -> dict[str, Any]:

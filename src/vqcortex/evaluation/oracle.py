@@ -57,6 +57,7 @@ def greedy_on_judge(
     fill: Fill,
     removals: int,
     *,
+    candidates: int | None = None,
     batch: int = 64,
 ) -> Float[Tensor, "b h w"]:
     """The order of greedy removal as a score: h*w for the position removed first, 1 for the last.
@@ -73,10 +74,12 @@ def greedy_on_judge(
         fill: What a removed position holds.
         removals: Positions searched for one by one, 1..h*w; the others follow in the order that they have when the
             last of these is chosen. Costs about removals * h*w pictures per image.
+        candidates: Positions tried for each removal but the first, at least 1: those that came first in the round
+            before. About h*w + removals * candidates pictures per image; the oracle may be weaker. None: all.
         batch: Pictures per step, at least 1; changes speed and memory, never results.
 
     Raises:
-        ConfigError: removals is below 1 or above h*w, or the judge does not know a concept.
+        ConfigError: removals is below 1 or above h*w, candidates below 1, or the judge does not know a concept.
 
     Source:
         Greedy on the deletion curve of Petsiuk et al. 2018, arXiv:1806.07421, section 4.1.
@@ -85,30 +88,39 @@ def greedy_on_judge(
     cells = tokens.shape[1] * tokens.shape[2]
     if not 1 <= removals <= cells:
         raise ConfigError(f"removals={removals} must be 1 to {cells}, the positions of the grid")
+    if candidates is not None and candidates < 1:
+        raise ConfigError(f"candidates={candidates} must be at least 1, or None to try every position")
     parts = []
     for rows in slices(len(tokens), batch):
         pixels = decoded(adapter, tokens[rows])
         ready = filler(fill, adapter, tokens[rows], image_ids[rows], pixels)
-        parts.append(_greedy(judge, ready, tokens[rows], concept[rows], removals, batch))
+        parts.append(_greedy(judge, ready, tokens[rows], concept[rows], removals, candidates or cells, batch))
     return torch.cat(parts)
 
 
 def _greedy(
-    judge: Judge, fill: Filler, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"], removals: int, batch: int
+    judge: Judge,
+    fill: Filler,
+    tokens: Int[Tensor, "b h w"],
+    concept: Int[Tensor, " b"],
+    removals: int,
+    candidates: int,
+    batch: int,
 ) -> Float[Tensor, "b h w"]:
     """Greedy removal in a few images."""
     images, cells = len(tokens), tokens[0].numel()
-    left = torch.arange(cells).expand(images, -1)  # numbers of those still there, ascending
+    left = torch.arange(cells).expand(images, -1)  # numbers of those still there, most promising first
     gone = torch.zeros(images, cells, dtype=torch.bool)
     removed: list[Tensor] = []
-    for _ in range(max(1, min(removals, cells - 1))):  # the last one needs no choice
-        trial = gone[:, None].expand(-1, left.shape[1], -1).scatter(2, left[..., None], True)
+    for turn in range(max(1, min(removals, cells - 1))):  # the last one needs no choice
+        tried, rest = left.tensor_split([candidates if turn else cells], 1)
+        tried = tried.sort(1).values  # of equal positions the first in reading order goes
+        trial = gone[:, None].expand(-1, tried.shape[1], -1).scatter(2, tried[..., None], True)
         odds = _log_odds(judge, fill, trial.unflatten(2, tokens.shape[1:]), concept, tokens.device, batch)
-        ordered = left.gather(1, _lowest_first(odds))
+        ordered = torch.cat([tried.gather(1, _lowest_first(odds)), rest], 1)
         removed.append(ordered[:, :1])
-        gone = gone.scatter(1, ordered[:, :1], True)
-        left = ordered[:, 1:].sort(1).values
-    order = torch.cat([*removed, ordered[:, 1:]], 1)
+        gone, left = gone.scatter(1, ordered[:, :1], True), ordered[:, 1:]
+    order = torch.cat([*removed, left], 1)
     scores = torch.arange(cells, 0, -1, dtype=torch.float64).expand(images, -1)
     return torch.empty_like(scores).scatter(1, order, scores).unflatten(1, tokens.shape[1:]).to(tokens.device)
 

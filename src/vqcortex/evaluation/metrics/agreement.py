@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import ClassVar, Literal, final
 
 import torch
@@ -91,11 +90,10 @@ def agreement_table(maps: Mapping[str, Float[Tensor, "b h w"]], metric: MapMetri
         maps: By name of method, seed or extractor; of the same images in the same order.
         metric: A symmetric one; None: `RankAgreement`.
     """
-    names, metric = tuple(maps), metric or RankAgreement()
+    names, compare = tuple(maps), metric or RankAgreement()
     check_names("map", names)
-    pairs = {(name, name): metric(maps[name], maps[name]) for name in names}
-    pairs |= {(one, two): metric(maps[one], maps[two]) for one, two in combinations(names, 2)}
-    rows = [torch.stack([pairs.get((one, two), pairs.get((two, one))) for two in names]) for one in names]
+    pairs = {(i, j): compare(maps[names[i]], maps[names[j]]) for i in range(len(names)) for j in range(i, len(names))}
+    rows = [torch.stack([pairs[min(i, j), max(i, j)] for j in range(len(names))]) for i in range(len(names))]
     return Agreement(names=names, values=torch.stack(rows))
 
 

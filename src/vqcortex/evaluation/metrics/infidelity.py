@@ -34,8 +34,9 @@ class Infidelity:
     better: ClassVar[Literal["lower"]] = "lower"
     unit: ClassVar[str] = "squared logits, 0 or more"
     source: ClassVar[str] = (
-        "Yeh et al. 2019, arXiv:1901.09392, definition 2.1, with the optimal scaling of section 2.4. Where we differ: "
-        "whole positions are replaced, as tokens are; the factor is not negative, so that an inverted map gains nothing"
+        "Yeh et al. 2019, arXiv:1901.09392, definition of infidelity, with the optimal scaling of their code and of "
+        "Captum's normalize. Where we differ: whole positions are replaced, as tokens are; the factor is not negative, "
+        "so that an inverted map gains nothing"
     )
     reads: ClassVar[Reads] = "method"
 

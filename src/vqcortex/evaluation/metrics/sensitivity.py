@@ -31,8 +31,8 @@ class MaxSensitivity:
     better: ClassVar[Literal["lower"]] = "lower"
     unit: ClassVar[str] = "share of the map's length, 0 or more"
     source: ClassVar[str] = (
-        "Yeh et al. 2019, arXiv:1901.09392, definition 3.1, by Monte Carlo as in its section 5; divided by the map's "
-        "length as Captum does. Where we differ: the radius is a share of the image's value range, not a fixed number"
+        "Yeh et al. 2019, arXiv:1901.09392, definition of max-sensitivity, by Monte Carlo; divided by the map's length "
+        "as Captum does. Where we differ: the radius is a share of the image's value range, not a fixed number"
     )
     reads: ClassVar[Reads] = "method"
 
