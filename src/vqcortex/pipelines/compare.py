@@ -228,6 +228,7 @@ def gather_comparison(
     loaded: Loaded,
     contest: Contest,
     settings: CompareSettings,
+    notes: Sequence[str] = (),
     *,
     progress: Progress = QUIET,
     engine: Engine = SERIAL,
@@ -239,6 +240,7 @@ def gather_comparison(
         loaded: The study.
         contest: What is compared.
         settings: On how many images.
+        notes: What a reader must know of the judges.
         progress: Told how far it is.
         engine: Where images are measured; intervals and tests are made in this process.
     """
@@ -284,7 +286,7 @@ def gather_comparison(
         agreement_table(agreements([made for _, made in judged], contest), resampling),
         stability_table(stability, resampling),
         recommendation_table(
-            costs, pairs, list(ARMS), settings.keep_share / 100, notes_of(contest, settings, constant)
+            costs, pairs, list(ARMS), settings.keep_share / 100, [*notes, *notes_of(contest, settings, constant)]
         ),
     )
     shutil.rmtree(folder / LOG)

@@ -153,7 +153,7 @@ def steady_images(part: Images, *, contest: Contest) -> Tensors:
             metric(*_asked(name, contest, loaded), loaded.model.embed(tokens), concept, image_ids)
             for name in contest.methods
         ]
-        made[key] = torch.stack(values).float()
+        made[key] = torch.stack(values).float().cpu()
     return made
 
 

@@ -12,7 +12,7 @@ from vqcortex.evaluation.comparison import DECISIVE, DROP, MEAN, NONE, NOTE
 from vqcortex.files import write_bytes
 from vqcortex.pipelines.compare import STAGE, ComparisonExhibit, gather_comparison, plan_contest
 from vqcortex.pipelines.evaluate import court_inputs, open_court
-from vqcortex.pipelines.judges import judge_tables
+from vqcortex.pipelines.judges import judge_notes, judge_tables
 from vqcortex.pipelines.loaded import PUBLISHED, load_all
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import CompareSettings
@@ -62,11 +62,13 @@ def compare(settings: CompareSettings, *, progress: Progress = QUIET, engine: En
     contest = plan_contest(loaded, court, settings, engine)
     inputs = {"tokens": study.fingerprint("tokens"), "train": study.fingerprint("train")}
     key = stage_key(STAGE, settings, CompareSettings, inputs | court_inputs(judges, settings, loaded.concepts))
+    quality = judge_tables(study, place, judges)
+    told = judge_notes({one.name: one for one in quality})
     command = f"{command_of(STAGE, key['settings'])} --out STUDY"
 
     def work(folder: Path) -> None:
-        exhibit = gather_comparison(folder, loaded, contest, settings, progress=progress, engine=engine)
-        for table in (*exhibit.tables.values(), *judge_tables(study, place, judges)):
+        exhibit = gather_comparison(folder, loaded, contest, settings, told, progress=progress, engine=engine)
+        for table in (*exhibit.tables.values(), *quality):
             save_table(table, folder)
         write_bytes(folder / PAGE, render_compare(exhibit, command=command).encode())
 

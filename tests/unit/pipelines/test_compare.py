@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from engines import Pickling, Watched
+from leveled import LeveledAdapter
 
 from vqcortex.errors import ConfigError, DataError, ModelError, UnknownName
 from vqcortex.evaluation import ARMS
@@ -18,6 +19,7 @@ from vqcortex.pipelines.compare import (
     cost_of,
     default_methods,
     fewer,
+    gather_comparison,
     images_to_compare,
     plan_contest,
     refusal,
@@ -213,6 +215,19 @@ def test_a_method_that_needs_gradients_is_refused_where_there_are_none(toy_study
         contest_of(toy_study, loaded, compare_methods=("occlusion", "tis"))
     contest = contest_of(toy_study, loaded, compare_methods=("occlusion",))
     assert refusal(contest.plan, "occlusion", loaded) is None
+
+
+def test_a_model_that_cannot_decode_has_no_pictures_to_fill(toy_study, loaded):
+    blind = replace(loaded, model=LeveledAdapter(abilities=()))
+    with pytest.raises(ModelError, match="model 'leveled' cannot decode"):
+        open_court(toy_study, blind, small(toy_study.folder), ("mean_code",))
+
+
+def test_what_is_known_of_trained_judges_is_told(loaded, toy_study, tmp_path):
+    contest = contest_of(toy_study, loaded, compare_methods=("occlusion",), oracle_images=0)
+    settings = small(toy_study.folder, compare_methods=("occlusion",), insertion_images=0, stability_images=0)
+    exhibit = gather_comparison(tmp_path, loaded, contest, replace(settings, oracle_images=0), ["A weak judge."])
+    assert "A weak judge." in [row["reason"] for row in exhibit.tables["recommendation"].rows]
 
 
 def test_one_concept_is_not_enough(toy_study, loaded, monkeypatch):
