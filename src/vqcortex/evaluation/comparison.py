@@ -406,7 +406,7 @@ def recommendation_table(
         fast = min(single, key=lambda row: (row["compute"], -row["mean_drop"], row["method"]))
         rows.append(_recommended("fast", fast, best, _why_fast(fast, best, keep)))
     else:
-        notes = (*notes, f"No method of one extractor keeps {keep:.0%} of the default's mean drop.")
+        notes = (*notes, f"No method of one extractor keeps {keep * 100:.0f} % of the default's mean drop.")
     warned = [*_lost(best, pairs, controls), *notes]
     rows += [{key: None for key in RECOMMENDATION_COLUMNS} | {"role": NOTE, "reason": one} for one in warned]
     return Table("recommendation", RECOMMENDATION_COLUMNS, rows)
@@ -441,10 +441,11 @@ def _why_best(best: Mapping[str, Any], costs: Table, pairs: Table, controls: Seq
 
 def _why_fast(fast: Mapping[str, Any], best: Mapping[str, Any], keep: float) -> str:
     if fast["method"] == best["method"]:
-        return f"the default itself: no cheaper method of one extractor keeps {keep:.0%} of its mean drop"
+        return f"the default itself: no cheaper method of one extractor keeps {keep * 100:.0f} % of its mean drop"
+    kept = fast["mean_drop"] / best["mean_drop"]
     return (
-        f"keeps {fast['mean_drop'] / best['mean_drop']:.0%} of the default's mean drop (at least {keep:.0%} was asked) "
-        f"for {_passes(fast)} per image; the default takes {_passes(best)}"
+        f"keeps {kept * 100:.0f} % of the default's mean drop (at least {keep * 100:.0f} % was asked) for "
+        f"{_passes(fast)} per image; the default takes {_passes(best)}"
     )
 
 

@@ -356,7 +356,7 @@ def notes_of(contest: Contest, settings: CompareSettings, constant: Mapping[str,
     """What a reader of the figures must know, one sentence each."""
     judges = [judge.name for judge in contest.court.judges.value]
     notes = [
-        f"{arm} gives one score everywhere to {share:.1%} of the images; there, reading order decides."
+        f"{arm} gives one score everywhere to {share * 100:.1f} % of the images; there, reading order decides."
         for arm, share in constant.items()
         if share
     ]
@@ -399,6 +399,6 @@ def told(settings: CompareSettings) -> list[str]:
 
 
 def _told_row(row: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[str, ...]:
-    kept = "" if row["kept"] is None else f"{row['kept']:.0%}"
+    kept = "" if row["kept"] is None else f"{row['kept'] * 100:.0f} %"
     took = f"{seconds[row['method']] * 1000:.1f}" if row["method"] in seconds else ""
     return row["role"], row["method"], f"{row['mean_drop']:.3f}", kept, f"{row['compute']:,}", took

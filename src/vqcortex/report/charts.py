@@ -524,7 +524,7 @@ def front_chart(
         title=title, box=box, x=x, y=y, x_label=x_label, dots=dots,
         tags=tags_beside(
             [*((dot.x, dot.y, name) for dot, (name, _, _) in zip(dots, points, strict=True)),
-             *((box.left, y.at(value) - 7, name) for name, value in levels)], box
+             *((box.left, y.at(value), name) for name, value in levels)], box
         ),
         front=path_through(corners), levels=tuple(y.at(value) for _, value in levels),
         about=f"{title}: {'; '.join(dot.title for dot in dots)}",
@@ -532,9 +532,9 @@ def front_chart(
 
 
 def tags_beside(places: Sequence[tuple[float, float, str]], box: Box) -> tuple[Tag, ...]:
-    """Names beside their places, to the left where the right has no room, each moved until it lies over no other."""
+    """Names beside their places, to the left where the right has no room, each moved until it covers nothing."""
     found: list[Tag] = []
-    taken: list[tuple[float, float, float]] = []  # left, right, height of the words so far
+    taken = [(x - 5, x + 5, y + 4) for x, y, _ in places]  # left, right and height of dots, and of the words so far
     for x, y, text in sorted(places, key=lambda one: (one[1], one[0])):
         width = LETTER * len(text)
         is_right = x + 9 + width <= box.width or x - 9 - width < 0
@@ -543,7 +543,7 @@ def tags_beside(places: Sequence[tuple[float, float, str]], box: Box) -> tuple[T
         def is_free(height: float, left: float = left, width: float = width) -> bool:
             return not any(left < end and start < left + width and abs(height - at) < LINE for start, end, at in taken)
 
-        height = next(y + 4 + away for away in moves() if is_free(y + 4 + away))
+        height = next(y - 3 + away for away in moves() if is_free(y - 3 + away))
         taken.append((left, left + width, height))
         anchor = "start" if is_right else "end"
         found.append(Tag(x=round(x + 9 if is_right else x - 9, 1), y=round(height, 1), text=text, anchor=anchor))

@@ -29,7 +29,7 @@ from vqcortex.report.charts import (
     row_chart,
 )
 from vqcortex.report.page import Figure, environment
-from vqcortex.report.words import count_of, estimate, listed, number, plain_name
+from vqcortex.report.words import count_of, estimate, listed, number, percent, plain_name
 from vqcortex.results import Table, save_table
 
 PAGE = "compare.html"
@@ -136,7 +136,7 @@ def answer(exhibit: ComparisonExhibit) -> str:
     if fast["method"] == best["method"]:
         return f"{said} No cheaper one keeps enough of that."
     return (
-        f"{said} {begun(fast['method'])} keeps {fast['kept']:.0%} of that for "
+        f"{said} {begun(fast['method'])} keeps {percent(fast['kept'])} of that for "
         f"{fast['compute']:,} instead of {best['compute']:,} forward passes per image."
     )
 
@@ -216,7 +216,12 @@ def bar_of(row: Mapping[str, Any], exhibit: ComparisonExhibit) -> Bar:
     style = 0 if row["arm"] in exhibit.methods else CONTROL if row["arm"] in exhibit.controls else 1
     note = "" if style == 0 else "control" if style == CONTROL else "asked a judge"
     return Bar(
-        label=plain_name(row["arm"]), value=row["value"], low=row["low"], high=row["high"], style=style, note=note
+        label=plain_name(row["arm"]).replace("all extractors", "all"),
+        value=row["value"],
+        low=row["low"],
+        high=row["high"],
+        style=style,
+        note=note,
     )
 
 

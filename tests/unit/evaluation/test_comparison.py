@@ -170,7 +170,7 @@ def test_the_best_is_the_default_and_the_cheapest_that_keeps_enough_is_the_fast_
 def test_nothing_is_called_fast_that_does_not_keep_enough():
     rows = recommended(figures(), keep=0.99).rows
     assert [row["role"] for row in rows] == ["default", NOTE]
-    assert "No method of one extractor keeps 99% of the default's mean drop." in rows[1]["reason"]
+    assert "No method of one extractor keeps 99 % of the default's mean drop." in rows[1]["reason"]
 
 
 def test_a_default_that_is_itself_the_cheapest_says_so():

@@ -259,7 +259,7 @@ def test_scores_that_are_the_same_everywhere_are_told(toy_study, tmp_path, monke
     row = study.table("comparison").where(arm="occlusion", metric=DECISIVE, fill=MEAN, judge=MEAN)[0]
     assert row["constant_share"] == 1
     notes = [one["reason"] for one in study.table("recommendation").where(role="note")]
-    assert any("occlusion gives one score everywhere to 100.0% of the images" in one for one in notes)
+    assert any("occlusion gives one score everywhere to 100.0 % of the images" in one for one in notes)
     assert study.table("agreement").where(one="occlusion", other="random")[0]["images"] == 0
 
 
