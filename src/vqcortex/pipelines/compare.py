@@ -67,7 +67,7 @@ from vqcortex.pipelines.study import LOG, Study, read_json
 from vqcortex.results import Table, load_table
 from vqcortex.seeds import number_for
 from vqcortex.tokens.shard import joined
-from vqcortex.tokens.store import TokenStore
+from vqcortex.tokens.store import TokenBatch, TokenStore
 
 STAGE = "compare"
 SECONDS = "seconds.json"
@@ -144,12 +144,14 @@ def plan_contest(loaded: Loaded, court: Court, settings: CompareSettings, engine
     check_methods(names, list(ARMS))
     asking = ScoreSettings(out=settings.out, seed=settings.seed, draws=settings.draws, noise=settings.noise)
     plan = plan_methods(names, asking, loaded, engine)
+    image = loaded.store.read(0, pictures=False).take([0])
     for name in names:
-        if (error := refusal(plan, name, loaded)) is not None:
+        if (error := refusal(plan, name, loaded, image)) is not None:
             raise error.within(method=name)
-    every = {f"{one.method}@{member}" for one in plan.asked.values() for member in loaded.members}
+    members = loaded.members if settings.stability_images else {}
+    every = {f"{one.method}@{member}" for one in plan.asked.values() for member in members}
     apart = replace(plan, asked={name: read_name(name) for name in sorted(every)})
-    able = {name: asked for name, asked in apart.asked.items() if refusal(apart, name, loaded) is None}
+    able = {name: asked for name, asked in apart.asked.items() if refusal(apart, name, loaded, image) is None}
     h, w = loaded.model.grid
     return Contest(
         court=court,
@@ -172,9 +174,8 @@ def reseeded(plan: MethodPlan, seed: int) -> MethodPlan:
     return replace(plan, methods=methods)
 
 
-def refusal(plan: MethodPlan, name: str, loaded: Loaded) -> VqCortexError | None:
-    """Why one image cannot be explained with a method; None: it can."""
-    image = loaded.store.read(0, pictures=False).take([0])
+def refusal(plan: MethodPlan, name: str, loaded: Loaded, image: TokenBatch) -> VqCortexError | None:
+    """Why an image cannot be explained with a method; None: it can."""
     try:
         score_methods(only(plan, name), loaded, image.tokens, image.concept, image.image_ids)
     except VqCortexError as error:
@@ -275,7 +276,7 @@ def gather_comparison(
         oracles = side_by_side(
             [join_figures([oracle_figures(*one, contest, kind) for one in made]) for kind, made in asked.items()]
         )
-        rows += comparison_rows(oracles, dict.fromkeys(oracles.arms, 0.0), resampling)
+        rows += comparison_rows(oracles, dict.fromkeys(oracles.arms, 0.0), resampling)  # an order is never constant
     costs = cost_table(figures, {name: cost_of(name, contest.plan, loaded) for name in contest.methods}, resampling)
     others = dict.fromkeys((*ARMS, *({PUBLISHED} & set(contest.methods)), best_of(costs)["method"]))
     pairs = pairs_table(figures, contest.methods, list(others), oracles, resampling)

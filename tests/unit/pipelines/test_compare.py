@@ -214,7 +214,7 @@ def test_a_method_that_needs_gradients_is_refused_where_there_are_none(toy_study
     with pytest.raises(ModelError, match=r"(?s)have no gradient .* such as occlusion.*method=tis"):
         contest_of(toy_study, loaded, compare_methods=("occlusion", "tis"))
     contest = contest_of(toy_study, loaded, compare_methods=("occlusion",))
-    assert refusal(contest.plan, "occlusion", loaded) is None
+    assert refusal(contest.plan, "occlusion", loaded, loaded.store.read(0).take([0])) is None
 
 
 def test_a_model_that_cannot_decode_has_no_pictures_to_fill(toy_study, loaded):
