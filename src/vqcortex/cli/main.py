@@ -21,6 +21,8 @@ COMMANDS = {
     "run": ("RunSettings", "vqcortex.pipelines.run:run"),
     "tokens": ("TokensSettings", "vqcortex.pipelines.tokens:make_tokens"),
     "train": ("TrainSettings", "vqcortex.pipelines.train:train"),
+    "sanity": ("SanitySettings", "vqcortex.pipelines.sanity:sanity"),
+    "trust": ("TrustSettings", "vqcortex.pipelines.trust:trust"),
     "score": ("ScoreSettings", "vqcortex.pipelines.score:score"),
     "concepts": ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
     "interactions": ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
@@ -51,19 +53,23 @@ RESULTS = {
 }
 
 # What is said before it: functions of the settings that return lines.
+TRUST = "vqcortex.pipelines.stamps:told"
 CLOSING = {
-    "run": "vqcortex.pipelines.judges:warned",
-    "evaluate": "vqcortex.pipelines.judges:warned",
-    "judges": "vqcortex.pipelines.judges:told",
-    "compare": "vqcortex.pipelines.compare:told",
+    "run": ("vqcortex.pipelines.judges:warned", TRUST),
+    "evaluate": ("vqcortex.pipelines.judges:warned",),
+    "judges": ("vqcortex.pipelines.judges:told",),
+    "compare": ("vqcortex.pipelines.compare:told",),
+    "sanity": ("vqcortex.pipelines.sanity:told",),
+    **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }
 
 
 def _action(command: str) -> Callable[[Any], None]:
     def act(settings: Any) -> None:
         _named(COMMANDS[command][1])(settings, progress=show.Bars())
-        for line in _named(CLOSING[command])(settings) if command in CLOSING else ():
-            show.out.print(line, markup=False)
+        for closing in CLOSING.get(command, ()):
+            for line in _named(closing)(settings):
+                show.out.print(line, markup=False)
         place = settings.out / RESULTS.get(command, command)
         show.out.print(f"done: {place if place.exists() else settings.out}", markup=False)
 

@@ -158,11 +158,15 @@ def court_inputs(
     judges: Sequence[CalibratedJudge], settings: JudgedSettings, concepts: tuple[str, ...]
 ) -> dict[str, str]:
     """What a stage reads of its judges, by content."""
-    inputs = {"judges": digest(judges)}
-    if settings.judge_concepts is not None:
-        spoken = spoken_concepts(settings.judge_concepts, concepts)
-        inputs["judge_concepts"] = hash_of_bytes(json.dumps(spoken).encode())
-    return inputs
+    return {"judges": digest(judges), **names_inputs(settings, concepts)}
+
+
+def names_inputs(settings: JudgedSettings, concepts: tuple[str, ...]) -> dict[str, str]:
+    """What the judges call the concepts, by content; empty where they call them as the study does."""
+    if settings.judge_concepts is None:
+        return {}
+    spoken = spoken_concepts(settings.judge_concepts, concepts)
+    return {"judge_concepts": hash_of_bytes(json.dumps(spoken).encode())}
 
 
 def spoken_concepts(file: Path | None, concepts: tuple[str, ...]) -> tuple[str, ...]:

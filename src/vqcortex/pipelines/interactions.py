@@ -31,9 +31,10 @@ from vqcortex.pipelines.concepts import concept_lists
 from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import InteractionsSettings
+from vqcortex.pipelines.stamps import check_trust, stamp_of
 from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.pipelines.together import INSERTION, REMOVAL, GroupValues, PairValues, Strictness, group_table, pair_table
-from vqcortex.results import save_table
+from vqcortex.results import save_table, stamped
 from vqcortex.tokens.shard import joined
 from vqcortex.tokens.store import TokenBatch, TokenStore
 
@@ -83,6 +84,7 @@ def interactions(settings: InteractionsSettings, *, progress: Progress = QUIET, 
     """
     settings.check()
     study = Study(settings.out)
+    check_trust(study, settings.require_trust)
     loaded = load_all(study, settings.device)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train", "concepts")}
     key = stage_key("interactions", settings, InteractionsSettings, inputs)
@@ -101,8 +103,11 @@ def interactions(settings: InteractionsSettings, *, progress: Progress = QUIET, 
         made = list(progress.track(engine.map(measure, asked), "interactions: concepts", len(codes)))
         pairs, groups = [pair for found, _ in made for pair in found], [group for _, group in made]
         strictness = Strictness(alpha=settings.together_alpha, seed=settings.seed)
-        save_table(pair_table(pairs, loaded.concepts, strictness), folder)
-        save_table(group_table(groups, loaded.concepts, strictness), folder)
+        for table in (
+            pair_table(pairs, loaded.concepts, strictness),
+            group_table(groups, loaded.concepts, strictness),
+        ):
+            save_table(stamped(table, stamp_of(study)), folder)
 
     run_stage(study, key, work)
     return study.path("interactions")

@@ -20,7 +20,7 @@ from vqcortex.attribution.protocol import DEFAULT, Method, build_method, score_t
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import UnknownName
 from vqcortex.pipelines.loaded import EXPLAINED, Loaded, code_counts
-from vqcortex.pipelines.settings import ScoreSettings
+from vqcortex.pipelines.settings import MethodSettings
 
 ENSEMBLE = "ensemble"
 FAST = "fast"
@@ -76,7 +76,7 @@ def read_name(name: str) -> Asked:
 
 
 def plan_methods(
-    names: Sequence[str], settings: ScoreSettings, loaded: Loaded, engine: Engine = SERIAL, **changed: Any
+    names: Sequence[str], settings: MethodSettings, loaded: Loaded, engine: Engine = SERIAL, **changed: Any
 ) -> MethodPlan:
     """Build what names ask for, with the study's mean code (by use) as the baseline and its code counts.
 
@@ -95,10 +95,20 @@ def plan_methods(
     for name, one in asked.items():
         check_member(name, one, loaded)
     counts = code_counts(loaded.store, EXPLAINED, engine).sum(0)
+    return MethodPlan(asked=asked, methods=methods_for(asked, settings, loaded.model.codebook, counts, **changed))
+
+
+def methods_for(
+    asked: Mapping[str, Asked],
+    settings: MethodSettings,
+    codebook: Float[Tensor, "k d"],
+    counts: Int[Tensor, " k"],
+    **changed: Any,
+) -> dict[str, Method]:
+    """The methods that are asked for, by their own names, made from a codebook and how often each code is used."""
     given: dict[str, Any] = {"draws": settings.draws, "noise": settings.noise, "seed": settings.seed, **changed}
     built = dict.fromkeys(one.method for one in asked.values())
-    methods = {one: build_method(one, codebook=loaded.model.codebook, frequency=counts, **given) for one in built}
-    return MethodPlan(asked=asked, methods=methods)
+    return {one: build_method(one, codebook=codebook, frequency=counts, **given) for one in built}
 
 
 def check_member(name: str, asked: Asked, loaded: Loaded) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vqcortex.config import raise_all
 
-WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard"})
+WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard", "require_trust"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,25 @@ class StudySettings:
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""
         raise_all(self.problems())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainSettings(StudySettings):
+    """What every command that explains has."""
+
+    require_trust: bool = False
+    """Refuse to explain where trust is low or was not measured; see `vqcortex trust`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedSettings(StudySettings):
+    """What training judges and asking them have in common."""
+
+    judges: str = ""
+    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model, or else
+    those trained for the study."""
+    judge_concepts: Path | None = None
+    """JSON file with one object, {concept of the study: what the judges call it}, where the two differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +157,8 @@ class TrainSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(StudySettings):
-    """Score every position of every image."""
+class MethodSettings(StudySettings):
+    """What every command that asks an attribution method has."""
 
     method: str = "ensemble:integrated_gradients"
     """The attribution method that explains, see `vqcortex models --methods`: METHOD asks the study's extractor,
@@ -158,7 +177,56 @@ class ScoreSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptsSettings(StudySettings):
+class ScoreSettings(MethodSettings, ExplainSettings):
+    """Score every position of every image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SanitySettings(MethodSettings):
+    """Change weights, labels, codes, numbers and concepts, one at a time, and look whether the maps follow."""
+
+    sanity_images: int = 32
+    """Test images explained again and again, evenly over concepts, at least 8; all, if there are fewer."""
+    sanity_draws: int = 3
+    """Randomisations of all weights, at least 1."""
+    sanity_steps: int = 5
+    """Steps of the curve from the logits down, at least 1; neighbouring layers share a step."""
+    independent_limit: float = 0.2
+    """Largest absolute mean rank correlation with maps of random weights or permuted labels, 0 to 1."""
+    different_limit: float = 0.5
+    """Largest mean rank correlation with maps of shuffled codes or of another concept, -1 to 1."""
+    permuted_epochs: int = 2
+    """Passes of the extractor that learns permuted labels; 0 leaves it out."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name, least in {"sanity_images": 8, "sanity_draws": 1, "sanity_steps": 1, "permuted_epochs": 0}.items():
+            if getattr(self, name) < least:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {least}"
+        if not 0 <= self.independent_limit <= 1:
+            yield f"independent-limit={self.independent_limit} must lie in 0 to 1"
+        if not -1 <= self.different_limit <= 1:
+            yield f"different-limit={self.different_limit} must lie in -1 to 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustSettings(MethodSettings, JudgedSettings):
+    """Say how far explanations can be trusted, for the whole and for each concept, and why."""
+
+    trust_images: int = 500
+    """Test images that extractors and judges are asked about, evenly over concepts, at least 1."""
+    trust_maps: int = 64
+    """Test images whose maps by different extractors are compared, evenly over concepts, at least 1."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name in ("trust_images", "trust_maps"):
+            if getattr(self, name) < 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptsSettings(ExplainSettings):
     """Pool importance into concept tokens, activation maps and token clusters."""
 
     positions: tuple[int, ...] = (1, 3, 5, 10)
@@ -187,7 +255,7 @@ class ConceptsSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InteractionsSettings(StudySettings):
+class InteractionsSettings(ExplainSettings):
     """Test which of a concept's tokens matter together: in pairs, and all of them."""
 
     together: int = 6
@@ -212,7 +280,7 @@ class InteractionsSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraverseSettings(StudySettings):
+class TraverseSettings(ExplainSettings):
     """Estimate the effect of every code at every position, verify the best cells by real swaps, join the two scales."""
 
     traverse_images: int = 100
@@ -229,7 +297,7 @@ class TraverseSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSettings(StudySettings):
+class SearchSettings(ExplainSettings):
     """Search the codebook for the combination that turns one concept into another."""
 
     pairs: tuple[str, ...] = ()
@@ -268,17 +336,6 @@ class SearchSettings(StudySettings):
         for pair in self.pairs:
             if pair.count(">") != 1:
                 yield f"pair {pair!r} must be SOURCE>TARGET, as in 'Sneaker>Ankle boot'"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedSettings(StudySettings):
-    """What training judges and asking them have in common."""
-
-    judges: str = ""
-    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model, or else
-    those trained for the study."""
-    judge_concepts: Path | None = None
-    """JSON file with one object, {concept of the study: what the judges call it}, where the two differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,10 +490,12 @@ class RunSettings(
     InteractionsSettings,
     ConceptsSettings,
     ScoreSettings,
+    TrustSettings,
+    SanitySettings,
     TrainSettings,
     TokensSettings,
 ):
-    """The main job: tokens, extractor, scores, concepts, interactions, traversal, search, judges, evidence, report."""
+    """The main job: tokens, extractors, judges, trust, scores, concepts, interactions, search, evidence, page."""
 
 
 @dataclass(frozen=True, kw_only=True)

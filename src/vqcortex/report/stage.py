@@ -31,7 +31,7 @@ def report(settings: ReportSettings, *, progress: Progress = QUIET, engine: Engi
     """
     settings.check()
     study = Study(settings.out)
-    inputs = {stage: study.fingerprint(stage) for stage in BEFORE}
+    inputs = {stage: study.fingerprint(stage) for stage in BEFORE} | study.fingerprints("sanity", "trust")
     if is_judged_by_own(study):
         inputs["judges"] = study.fingerprint("judges")
     key = stage_key("report", settings, ReportSettings, inputs)

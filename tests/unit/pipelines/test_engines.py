@@ -17,7 +17,7 @@ MAPPED = {
     "_make_shard", "_small_shard", "_codes_of_shard", "_score_shard", "_pool_shard", "_places_of_shard",
     "_measure_concept", "_traverse_concept",
     "_search_part", "_first_of_shard", "_image_level", "_concept_level", "_codebook_level", "_scratch_rows",
-    "_concept", "_cluster",
+    "_concept", "_cluster", "_check", "_asked", "_mapped",
 }  # fmt: skip
 
 
