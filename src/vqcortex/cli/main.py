@@ -30,6 +30,7 @@ COMMANDS = {
     "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
     "judges": ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     "evaluate": ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
+    "compare": ("CompareSettings", "vqcortex.report.compare:compare"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
     "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
 }
@@ -44,7 +45,12 @@ app = typer.Typer(
 
 
 # What the closing line points to, inside the study; a stage's own folder where nothing is said.
-RESULTS = {"run": "report/report.html", "report": "report/report.html", "usage": "usage/usage.html"}
+RESULTS = {
+    "run": "report/report.html",
+    "compare": "compare/compare.html",
+    "report": "report/report.html",
+    "usage": "usage/usage.html",
+}
 
 # What is said before it: functions of the settings that return lines.
 TRUST = "vqcortex.pipelines.stamps:told"
@@ -52,6 +58,7 @@ CLOSING = {
     "run": ("vqcortex.pipelines.judges:warned", TRUST),
     "evaluate": ("vqcortex.pipelines.judges:warned",),
     "judges": ("vqcortex.pipelines.judges:told",),
+    "compare": ("vqcortex.pipelines.compare:told",),
     "sanity": ("vqcortex.pipelines.sanity:told",),
     **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }

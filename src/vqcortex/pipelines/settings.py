@@ -54,6 +54,8 @@ class JudgedSettings(StudySettings):
     judges: str = ""
     """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model, or else
     those trained for the study."""
+    judge_concepts: Path | None = None
+    """JSON file with one object, {concept of the study: what the judges call it}, where the two differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +382,70 @@ class EvaluateSettings(JudgedSettings):
         for share in self.shares:
             if not 0 < share <= 100:
                 yield f"share={share} must be above 0 and at most 100 percent of the positions"
+        if self.interval_resamples < 100:
+            yield f"interval-resamples={self.interval_resamples} must be at least 100 for a 95 % interval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(JudgedSettings):
+    """Compare attribution methods on the study's own images: faithfulness, agreement, stability and cost."""
+
+    compare_methods: tuple[str, ...] = ()
+    """Methods compared: METHOD, METHOD@COMPANION or ensemble:METHOD; none given: a set of about nine."""
+    draws: int = 20
+    """Noisy copies per image, at least 1; ignored by methods without noise."""
+    noise: float = 0.2
+    """Noise, as a share of each image's own value range (unitless, at least 0)."""
+    compare_images: int = 1000
+    """Images measured, evenly over concepts, at least 2; all of the split, if there are fewer."""
+    compare_split: str = "test"
+    """Images measured: validation (to choose a method before the test images are touched) or test."""
+    compare_shares: tuple[float, ...] = (6.0, 10.0, 20.0, 40.0)
+    """Positions hidden, in percent of the grid, each above 0 and at most 100; at least one position is hidden."""
+    decide_shares: tuple[float, ...] = (6.0, 10.0)
+    """Those of the shares whose mean drop, over fills and judges, decides which method is recommended."""
+    compare_fills: tuple[str, ...] = ("mean_code", "resampled_codes", "grey")
+    """What hidden positions become."""
+    keep_share: float = 85.0
+    """Percent of the best method's drop that the fast method must keep, above 0 and at most 100."""
+    insertion_images: int = 250
+    """Of these, images in which positions are also kept while all others are hidden (insertion, sufficiency), at
+    least 2; 0 leaves that out."""
+    stability_images: int = 40
+    """Of these, images for stability, infidelity and sensitivity, at least 2; 0 leaves those out."""
+    oracle_images: int = 0
+    """Of these, images for the oracle: positions chosen by asking one judge, scored by the others; at least 2; 0
+    leaves it out, which is much faster."""
+    oracle_fill: str = "mean_code"
+    """What the oracle sees while it chooses: mean_code, each (the very fill it is then scored with), or both."""
+    interval_resamples: int = 1000
+    """Bootstrap resamples over images, at least 100."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.draws < 1:
+            yield f"draws={self.draws} must be at least 1"
+        if not self.noise >= 0:
+            yield f"noise={self.noise} must be at least 0"
+        if self.compare_images < 2:
+            yield f"compare-images={self.compare_images} must be at least 2: one image says nothing of the spread"
+        for name in ("insertion_images", "stability_images", "oracle_images"):
+            if getattr(self, name) < 0 or getattr(self, name) == 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or at least 2"
+        if self.compare_split not in (splits := ("validation", "test")):
+            yield f"compare-split={self.compare_split!r} must be one of {', '.join(splits)}"
+        for share in self.compare_shares:
+            if not 0 < share <= 100:
+                yield f"share={share} must be above 0 and at most 100 percent of the positions"
+        if not self.decide_shares or not set(self.decide_shares) <= set(self.compare_shares):
+            mine, all_ = (",".join(f"{one:g}" for one in some) for some in (self.decide_shares, self.compare_shares))
+            yield f"decide-shares={mine} must be one or more of compare-shares={all_}"
+        if not self.compare_fills:
+            yield "compare-fills is empty; name at least one"
+        if not 0 < self.keep_share <= 100:
+            yield f"keep-share={self.keep_share} must be above 0 and at most 100 percent"
+        if self.oracle_fill not in (seen := ("mean_code", "each", "both")):
+            yield f"oracle-fill={self.oracle_fill!r} must be one of {', '.join(seen)}"
         if self.interval_resamples < 100:
             yield f"interval-resamples={self.interval_resamples} must be at least 100 for a 95 % interval"
 

@@ -17,7 +17,7 @@ from vqcortex.evaluation.rank_agreement import rank_correlation
 from vqcortex.evaluation.trust import Answers, reasons_for, trust_tables, weighed
 from vqcortex.judges import load_judges
 from vqcortex.judges.quality import WEAK
-from vqcortex.pipelines.evaluate import OrderedJudge, digest, judges_at, ordered
+from vqcortex.pipelines.evaluate import OrderedJudge, digest, judges_at, names_inputs, ordered, spoken_concepts
 from vqcortex.pipelines.judges import judges_place
 from vqcortex.pipelines.loaded import REPORTED, Loaded, carry, first_images, load_all
 from vqcortex.pipelines.methods import MethodPlan, plan_methods, read_name, score_methods
@@ -53,7 +53,7 @@ def trust(settings: TrustSettings, *, progress: Progress = QUIET, engine: Engine
     judges, why = _judges(study, settings, loaded)
     inputs = study.fingerprints("tokens", "train", "sanity")
     if judges is not None:
-        inputs["judges"] = str(judges.arguments[-1])
+        inputs |= {"judges": str(judges.arguments[-1]), **names_inputs(settings, loaded.concepts)}
     key = stage_key(STAGE, settings, TrustSettings, inputs)
     carried = carry(study, settings.device, loaded)
 
@@ -87,15 +87,16 @@ def _by_member(name: str, loaded: Loaded) -> list[str]:
 
 def _judges(study: Study, settings: TrustSettings, loaded: Loaded) -> tuple[Judges | None, str]:
     """Judges to ask, or None and why there are none; those that are named must be there."""
+    called = spoken_concepts(settings.judge_concepts, loaded.concepts)
     try:
         place = judges_place(study, settings.judges, loaded.model)
         judges = load_judges(place, settings.device)
-        spoken = ordered(judges, loaded.concepts)
+        spoken = ordered(judges, called)
     except (ModelError, ConfigError) as error:
         if settings.judges and isinstance(error, ModelError) and "decode" in loaded.model.abilities:
             raise
         return None, str(error).partition(";")[0]
-    arguments = (place, settings.device, loaded.concepts, digest(judges))
+    arguments = (place, settings.device, called, digest(judges))
     return Carried(spoken, judges_at, *arguments), "no judge is clearly better than chance"
 
 
