@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import adapters
+import draws
+import evaluation
 import pooling
 import search
 import swaps
@@ -34,6 +36,8 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "swaps": swaps,
     "pooling": pooling,
     "adapters": adapters,
+    "draws": draws,
+    "evaluation": evaluation,
 }
 
 

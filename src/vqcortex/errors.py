@@ -9,6 +9,7 @@ VqCortexError
 ├─ ModelError          a checkpoint is missing, altered, or not of the family it claims
 ├─ StudyError          a study folder cannot be written or read
 ├─ ConfigError         one or more settings are wrong (lists them all)
+├─ TrustError          explanations would be of low trust, and trust was required
 └─ MissingExtra        an optional dependency is not installed
 
 A message says what is wrong, with the value; what would be right, with the numbers; the next step.
@@ -65,6 +66,12 @@ class StudyError(VqCortexError):
 
 class ConfigError(VqCortexError):
     """One or more settings are wrong; the message lists them all."""
+
+
+class TrustError(VqCortexError):
+    """Explanations would be of low or unknown trust, and trust was required; exit code 3."""
+
+    exit_code = 3
 
 
 class MissingExtra(VqCortexError, ImportError):

@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from vqcortex.results import Table
+from vqcortex.results import Table, Trust
 
 Pictures = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -116,11 +116,13 @@ class Exhibit:
         clusters: Largest first.
         searches: In the order searched.
         tables: Every table of the study by name: image_level, concept_level, codebook_level, verdicts, concept_tokens,
-            two_scale, clusters, traversal_cells, traversal_error, search_stability; any may be absent.
+            two_scale, clusters, traversal_cells, traversal_error, search_stability, sanity, sanity_cascade, trust,
+            trust_reasons; any may be absent.
         stages: Per stage: stage, command, settings (mapping), versions (mapping).
         notes: Sentences the reader must see, such as where the default lost.
         judges: Facts in order, name to text: what they learned from, how good each is; empty where their files do not
             say.
+        trust: How far all of it can be trusted, as a whole and by concept.
     """
 
     title: str
@@ -134,3 +136,4 @@ class Exhibit:
     stages: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = field(default=())
     judges: Mapping[str, str] = field(default_factory=dict)
+    trust: Trust = field(default_factory=Trust)

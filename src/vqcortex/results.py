@@ -14,6 +14,7 @@ from torch import Tensor
 from vqcortex.files import replacing, write_json
 
 Better = Literal["higher", "lower", "neither"]
+Level = Literal["high", "moderate", "low", "unknown"]
 
 
 @final
@@ -78,6 +79,37 @@ def load_table(path: Path) -> Table:
     value = json.loads(path.read_text())
     columns = {key: Column(**value["columns"][key]) for key in value["order"]}
     return Table(value["name"], columns, value["rows"])
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """How far explanations can be trusted, and why.
+
+    Args:
+        level: "high", "moderate", "low", or "unknown" where nothing was measured.
+        reasons: Sentences with their numbers, the gravest first; each begins with bad, doubtful, not known or fine.
+        concepts: The same for each concept by name, empty in those themselves.
+    """
+
+    level: Level = "unknown"
+    reasons: tuple[str, ...] = ()
+    concepts: Mapping[str, Trust] = field(default_factory=dict)
+
+    def of(self, concept: str) -> Trust:
+        """Trust in the explanations of one concept; unknown where nothing is known of it."""
+        return self.concepts.get(concept, Trust(reasons=self.reasons if self.level == "unknown" else ()))
+
+
+TRUST_COLUMN = Column(
+    unit="name", meaning="How far explanations of the concept can be trusted: high, moderate, low, unknown."
+)
+
+
+def stamped(table: Table, trust: Trust) -> Table:
+    """The table with one more column, `trust`: that of each row's concept."""
+    rows = [{**row, "trust": trust.of(row["concept"]).level} for row in table.rows]
+    return Table(table.name, {**table.columns, "trust": TRUST_COLUMN}, rows)
 
 
 @final

@@ -12,7 +12,7 @@ from vqcortex.evaluation.choose import arms_for, fills_for
 from vqcortex.evaluation.codebook_level import measure_codebook_level, random_codes
 from vqcortex.evaluation.concept_level import frequency_lists, measure_concept_level
 from vqcortex.evaluation.drop import measure_drop
-from vqcortex.evaluation.fills import Fill, decoded, over_pixels
+from vqcortex.evaluation.fills import Fill, decoded, filler, over_pixels
 from vqcortex.evaluation.values import join_evidence
 from vqcortex.judges.toy import toy_judges
 
@@ -81,6 +81,14 @@ def test_company_changes_no_fill(name):
     together = fill(TOY, TOKENS, HIDDEN, IDS)
     for i in (3, 0, 4):
         assert torch.equal(fill(TOY, TOKENS[[i]], HIDDEN[[i]], [IDS[i]])[0], together[i])
+
+
+@pytest.mark.parametrize("name", sorted(FILLS))
+def test_a_fill_made_ready_for_many_maskings_does_what_it_does_for_one(name):
+    fill, image = fill_named(name), torch.tensor([3, 0, 3])
+    ready = filler(fill, TOY, TOKENS, IDS, decoded(TOY, TOKENS))
+    one_by_one = fill(TOY, TOKENS[image], HIDDEN[:3], [IDS[i] for i in image.tolist()])
+    assert torch.equal(ready(image, HIDDEN[:3]), one_by_one)
 
 
 @pytest.mark.parametrize("name", sorted(ARMS))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FILES = ("common", "tis", "search", "swaps", "pooling", "adapters", "run")
+FILES = ("common", "tis", "search", "swaps", "pooling", "adapters", "draws", "evaluation", "run")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,8 @@ def run(bench, *words):
         ("swaps", [20, 1, 1, 1] * 2),
         ("pooling", [100]),
         ("adapters", [1 / 1.05] * 4),
+        ("draws", [4] * 3),
+        ("evaluation", [30, 30]),
     ],
 )
 def test_every_benchmark_runs_at_toy_size(bench, name, targets):
@@ -127,6 +129,16 @@ def test_adapters_and_the_libraries_do_the_same(bench):
             assert torch.equal(case.ours.encode(pixels), tokens)
             assert len(tokens.unique()) > 10  # codes are apart: not one of them is everybody's
             torch.testing.assert_close(case.ours.decode(case.ours.embed(tokens)), case.decode(tokens))
+
+
+def test_the_curves_and_the_loop_measure_the_same(bench):
+    evaluation = bench.evaluation
+    case = evaluation.case_of(evaluation.SMALL)
+    for fill in case.fills:
+        curves, looped = evaluation.batched(case, fill, evaluation.SMALL), evaluation.loop(case, fill, 2)
+        for (image, arm, n), chances in looped.items():
+            found = curves.removed[curves.arms.index(arm), 0, curves.counts.index(n), :, image]
+            assert found.tolist() == pytest.approx(chances, abs=1e-5)
 
 
 def test_things_are_timed_in_turns(bench):

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vqcortex.results import Column, Table, Traversal, load_table, save_table
+from vqcortex.results import Column, Table, Traversal, Trust, load_table, save_table, stamped
 
 COLUMNS = {
     "arm": Column(unit="name", meaning="Who chose."),
@@ -53,3 +53,17 @@ def test_relevance_of_a_code_is_its_mean_effect_over_positions():
         estimated=none, measured=none, measured_error=none,
     )  # fmt: skip
     assert found.code_relevance.tolist() == [1.5, 5.5]
+
+
+def test_trust_of_a_concept_is_its_own_and_unknown_where_nothing_is_known():
+    trust = Trust(level="high", concepts={"cat": Trust(level="low", reasons=("bad: x",))})
+    assert trust.of("cat").level == "low"
+    assert trust.of("dog") == Trust()
+    assert Trust(reasons=("not known: never measured",)).of("cat").reasons == ("not known: never measured",)
+
+
+def test_a_stamped_table_has_one_more_column():
+    table = Table("t", {"concept": Column(unit="name", meaning="x")}, [{"concept": "cat"}, {"concept": "dog"}])
+    found = stamped(table, Trust(level="high", concepts={"cat": Trust(level="low")}))
+    assert [row["trust"] for row in found.rows] == ["low", "unknown"]
+    assert list(found.columns) == ["concept", "trust"]

@@ -163,8 +163,11 @@ def mean_code(codebook: Float[Tensor, "k d"], frequency: Real[Tensor, " k"] | No
     if frequency is None:
         return codebook.mean(0)
     check_frequency(frequency, len(codebook))
-    share = frequency.double().cpu() / frequency.double().cpu().sum()
-    return (share @ codebook.double().cpu()).to(codebook)
+    uses = frequency.double().cpu()
+    live = uses > 0
+    weighted = uses[live, None] * codebook.double().cpu()[live]
+    # Sorted, so that the numbers of the codes have no say in the sum, not even in its last bit.
+    return (weighted.sort(0).values.sum(0) / uses.sum()).to(codebook)
 
 
 def check_frequency(frequency: Tensor, codes: int) -> None:

@@ -21,12 +21,16 @@ COMMANDS = {
     "run": ("RunSettings", "vqcortex.pipelines.run:run"),
     "tokens": ("TokensSettings", "vqcortex.pipelines.tokens:make_tokens"),
     "train": ("TrainSettings", "vqcortex.pipelines.train:train"),
+    "sanity": ("SanitySettings", "vqcortex.pipelines.sanity:sanity"),
+    "trust": ("TrustSettings", "vqcortex.pipelines.trust:trust"),
     "score": ("ScoreSettings", "vqcortex.pipelines.score:score"),
     "concepts": ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    "interactions": ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
     "traverse": ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
     "judges": ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     "evaluate": ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
+    "compare": ("CompareSettings", "vqcortex.report.compare:compare"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
     "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
 }
@@ -41,21 +45,31 @@ app = typer.Typer(
 
 
 # What the closing line points to, inside the study; a stage's own folder where nothing is said.
-RESULTS = {"run": "report/report.html", "report": "report/report.html", "usage": "usage/usage.html"}
+RESULTS = {
+    "run": "report/report.html",
+    "compare": "compare/compare.html",
+    "report": "report/report.html",
+    "usage": "usage/usage.html",
+}
 
 # What is said before it: functions of the settings that return lines.
+TRUST = "vqcortex.pipelines.stamps:told"
 CLOSING = {
-    "run": "vqcortex.pipelines.judges:warned",
-    "evaluate": "vqcortex.pipelines.judges:warned",
-    "judges": "vqcortex.pipelines.judges:told",
+    "run": ("vqcortex.pipelines.judges:warned", TRUST),
+    "evaluate": ("vqcortex.pipelines.judges:warned",),
+    "judges": ("vqcortex.pipelines.judges:told",),
+    "compare": ("vqcortex.pipelines.compare:told",),
+    "sanity": ("vqcortex.pipelines.sanity:told",),
+    **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }
 
 
 def _action(command: str) -> Callable[[Any], None]:
     def act(settings: Any) -> None:
         _named(COMMANDS[command][1])(settings, progress=show.Bars())
-        for line in _named(CLOSING[command])(settings) if command in CLOSING else ():
-            show.out.print(line, markup=False)
+        for closing in CLOSING.get(command, ()):
+            for line in _named(closing)(settings):
+                show.out.print(line, markup=False)
         place = settings.out / RESULTS.get(command, command)
         show.out.print(f"done: {place if place.exists() else settings.out}", markup=False)
 
@@ -101,6 +115,21 @@ def _doctor(settings: all_settings.DoctorSettings) -> None:
 
 
 app.command("doctor")(command_for(all_settings.DoctorSettings, _doctor))
+
+
+def _worlds(settings: all_settings.WorldsSettings) -> None:
+    from vqcortex.pipelines.worlds import measure_worlds
+    from vqcortex.pipelines.worlds_tables import summary_rows
+
+    summary = measure_worlds(settings, progress=show.Bars())["worlds_summary"]
+    heads, rows = summary_rows(summary)
+    show.print_table(heads, rows)
+    for line in dict.fromkeys(f"{row['target']}: {row['asks']}; bound {row['bound']}" for row in summary.rows):
+        show.out.print(line, markup=False)
+    show.out.print(f"done: {settings.out}", markup=False)
+
+
+app.command("worlds")(command_for(all_settings.WorldsSettings, _worlds))
 
 
 @app.command()

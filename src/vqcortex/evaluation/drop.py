@@ -13,7 +13,7 @@ from torch import Tensor
 from vqcortex.adapters.protocol import Adapter
 from vqcortex.errors import ConfigError
 from vqcortex.evaluation.arms import check_count, check_scores, places
-from vqcortex.evaluation.fills import Fill, decoded
+from vqcortex.evaluation.fills import Fill, decoded, filler
 from vqcortex.evaluation.judge import Judge, ask, log_odds_of, probability_of
 from vqcortex.evaluation.values import (
     Condition,
@@ -160,11 +160,9 @@ def drops_of_batch(
     """Evidence of one batch; the untouched images are decoded and judged once."""
     pixels = decoded(adapter, tokens)
     before = beliefs(judges, pixels, concept)  # (2, j, b)
-    drops = [
-        before - beliefs(judges, fill(adapter, tokens, hidden, image_ids, pixels), concept)
-        for hidden in masks.values()
-        for fill in fills
-    ]
+    ready = [filler(fill, adapter, tokens, image_ids, pixels) for fill in fills]
+    every = torch.arange(len(tokens), device=tokens.device)
+    drops = [before - beliefs(judges, filled(every, hidden), concept) for hidden in masks.values() for filled in ready]
     probability, log_odds = torch.stack(drops, 1).float().unbind()  # (q, j, b) each
     areas = torch.stack([hidden.flatten(1).sum(1) for hidden in masks.values()])
     return Evidence(

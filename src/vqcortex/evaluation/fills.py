@@ -5,7 +5,7 @@ The fill can decide the verdict (black squares on a black background hide nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, final, runtime_checkable
 
@@ -18,6 +18,8 @@ from vqcortex.errors import ConfigError
 from vqcortex.seeds import generator_for
 
 Where = Literal["pixels", "tokens"]
+Filler = Callable[[Int[Tensor, " r"], Bool[Tensor, "r h w"]], Float[Tensor, "r 3 H W"]]
+"""From numbers of images and what is hidden in each to pictures; an image may come many times."""
 
 
 @runtime_checkable
@@ -44,6 +46,15 @@ class Fill(Protocol):
         pixels: Float[Tensor, "b 3 H W"] | None = None,
     ) -> Float[Tensor, "b 3 H W"]:
         """Images in [0, 1]; `pixels` are the decoded tokens if the caller has them, else None."""
+        ...
+
+
+@runtime_checkable
+class PutsCodes(Protocol):
+    """A fill that puts codes in before decoding: the same at a position whatever else is hidden."""
+
+    def codes(self, adapter: Adapter, image_ids: Sequence[str]) -> Float[Tensor, "b d h w"]:
+        """What each position of each image would hold if it were hidden."""
         ...
 
 
@@ -117,10 +128,14 @@ class MeanCode:
         image_ids: Sequence[str],
         pixels: Float[Tensor, "b 3 H W"] | None = None,
     ) -> Float[Tensor, "b 3 H W"]:
+        embedded = adapter.embed(tokens)
+        return adapter.decode(torch.where(hidden[:, None], self.codes(adapter, image_ids).to(embedded), embedded))
+
+    def codes(self, adapter: Adapter, image_ids: Sequence[str]) -> Float[Tensor, "b d h w"]:
+        """The mean code, the same for every image."""
         share = shares(self.frequency, len(adapter.codebook), adapter.grid)  # (k, h or 1, w or 1)
         mean = torch.einsum("kd,khw->dhw", adapter.codebook.double().cpu(), share)
-        embedded = adapter.embed(tokens)
-        return adapter.decode(torch.where(hidden[:, None], mean.to(embedded), embedded))
+        return mean.to(adapter.codebook).expand(len(image_ids), -1, *adapter.grid)
 
 
 @final
@@ -152,6 +167,11 @@ class ResampledCodes:
         drawn = self.drawn(len(adapter.codebook), adapter.grid, image_ids).to(tokens.device)
         return decoded(adapter, torch.where(hidden, drawn, tokens))
 
+    def codes(self, adapter: Adapter, image_ids: Sequence[str]) -> Float[Tensor, "b d h w"]:
+        """The codes drawn for each image."""
+        drawn = self.drawn(len(adapter.codebook), adapter.grid, image_ids)
+        return adapter.embed(drawn.to(adapter.codebook.device))
+
     def drawn(self, codes: int, grid: tuple[int, int], image_ids: Sequence[str]) -> Int[Tensor, "b h w"]:
         """A whole grid of draws per image, on the CPU."""
         share = shares(self.frequency, codes, grid).expand(codes, *grid)
@@ -163,6 +183,26 @@ class ResampledCodes:
         ]
         found = torch.searchsorted(upto, torch.cat(draws, 1), right=True)  # (h*w, b)
         return found.T.reshape(-1, *grid)
+
+
+def filler(
+    fill: Fill,
+    adapter: Adapter,
+    tokens: Int[Tensor, "b h w"],
+    image_ids: Sequence[str],
+    pixels: Float[Tensor, "b 3 H W"],
+) -> Filler:
+    """A fill made ready for many maskings of the same images: what depends on the image alone is made once.
+
+    Args:
+        pixels: The decoded tokens.
+    """
+    if not isinstance(fill, PutsCodes):
+        return lambda image, hidden: fill(
+            adapter, tokens[image], hidden, [image_ids[one] for one in image.tolist()], pixels[image]
+        )
+    embedded, codes = adapter.embed(tokens), fill.codes(adapter, image_ids)
+    return lambda image, hidden: adapter.decode(torch.where(hidden[:, None], codes[image], embedded[image]))
 
 
 def decoded(adapter: Adapter, tokens: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 H W"]:

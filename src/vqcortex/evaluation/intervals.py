@@ -127,3 +127,29 @@ def paired_difference(
 ) -> Interval:
     """Mean of ours minus other on the same images, in the same order, with its interval."""
     return interval(ours.double() - other.double(), settings)
+
+
+def ratio_intervals(
+    ours: Float[Tensor, "v b"], other: Float[Tensor, "v b"], settings: Resampling | None = None
+) -> list[Interval | None]:
+    """Mean of ours over mean of other, row by row, with the interval when the images of both are resampled together.
+
+    None where the interval of the other's mean reaches down to 0, or there is one image only: it would say nothing.
+
+    Raises:
+        DataError: There are no images, or a value is NaN or infinite.
+    """
+    settings = (settings or Resampling()).checked()
+    bottoms = intervals(other, settings)
+    if ours.shape[1] == 1:
+        return [None] * len(ours)
+    means = resampled_means(other, settings)
+    sampled = (resampled_means(ours, settings) / means).sort(1).values
+    low, high = (quantile(sampled, (1 + side * settings.level) / 2).tolist() for side in (-1, 1))
+    values = [one.value for one in intervals(ours, settings)]
+    return [
+        Interval(value=value / bottom.value, low=least, high=most, images=ours.shape[1])
+        if bottom.low is not None and bottom.low > 0
+        else None
+        for value, bottom, least, most in zip(values, bottoms, low, high, strict=True)
+    ]

@@ -20,8 +20,10 @@ from vqcortex.errors import ConfigError
 from vqcortex.pipelines.loaded import EXPLAINED, Loaded, load_all, scored_shard
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import ConceptsSettings
+from vqcortex.pipelines.stamps import STAGE as TRUST
+from vqcortex.pipelines.stamps import check_trust, trust_of
 from vqcortex.pipelines.study import Study, run_stage, stage_key
-from vqcortex.results import Column, Table, save_table
+from vqcortex.results import Column, Table, Trust, save_table, stamped
 from vqcortex.tokens.store import TokenStore
 from vqcortex.weights import save_weights
 
@@ -57,9 +59,11 @@ def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET, eng
     Raises:
         StudyError: The scores are not there yet.
         ConfigError: More positions than the grid has, or a concept without images.
+        TrustError: Trust is required, and it is low or unknown.
     """
     settings.check()
     study = Study(settings.out)
+    check_trust(study, settings.require_trust)
     loaded = load_all(study, settings.device)
     h, w = loaded.store.manifest.grid
     if max(settings.positions) > h * w:
@@ -68,7 +72,8 @@ def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET, eng
             f"give 1 to {h * w} with --positions"
         )
     method = study.record("score")["key"]["settings"]["method"]
-    inputs = {"tokens": study.fingerprint("tokens"), "score": study.fingerprint("score")}
+    inputs = {name: study.fingerprint(name) for name in ("tokens", "score")} | study.fingerprints(TRUST)
+    trust = trust_of(study)
     key = stage_key("concepts", settings, ConceptsSettings, inputs)
     pool = partial(
         _pool_shard, scores=study.path("score").absolute(), store=loaded.store, method=method, settings=settings
@@ -77,7 +82,7 @@ def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET, eng
     def work(folder: Path) -> None:
         numbers = range(len(loaded.store.shards))
         shards = progress.track(engine.map(pool, numbers), "concepts: shards pooled", len(numbers))
-        _write(folder, settings, loaded, (one for one in shards if one is not None))
+        _write(folder, settings, loaded, trust, (one for one in shards if one is not None))
 
     run_stage(study, key, work)
     return study.path("concepts")
@@ -103,7 +108,7 @@ def _pool_shard(
     )
 
 
-def _write(folder: Path, settings: ConceptsSettings, loaded: Loaded, shards: Iterable[Pooled]) -> None:
+def _write(folder: Path, settings: ConceptsSettings, loaded: Loaded, trust: Trust, shards: Iterable[Pooled]) -> None:
     k, c = loaded.store.manifest.k, len(loaded.concepts)
     pool: PoolCounts | None = None
     maps: ConceptMaps | None = None
@@ -118,7 +123,7 @@ def _write(folder: Path, settings: ConceptsSettings, loaded: Loaded, shards: Ite
         raise ConfigError("no training or validation images were scored; make more tokens with --per-concept")
     check_images(pool, loaded.concepts)
     found = [one for n in settings.positions for one in all_concept_tokens(pool, n, keep=settings.top)]
-    save_table(tokens_table(found, loaded.concepts), folder)
+    save_table(stamped(tokens_table(found, loaded.concepts), trust), folder)
     codes = torch.cat(best).long()
     clusters = cluster_codes(
         codes, torch.cat(labels), k=k, concepts=c, seed=settings.seed, resamples=settings.resamples,

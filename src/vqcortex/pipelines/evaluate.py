@@ -35,7 +35,7 @@ from vqcortex.pipelines.levels import frequency_by_position
 from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all, scored_shard
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.search import Found, carry_statistics, load_found
-from vqcortex.pipelines.settings import EvaluateSettings
+from vqcortex.pipelines.settings import EvaluateSettings, JudgedSettings
 from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.results import Column, Table, save_table
 from vqcortex.tokens.shard import joined
@@ -99,24 +99,14 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET, engine: 
     settings.check()
     study = Study(settings.out)
     loaded = load_all(study, settings.device)
-    counts = code_counts(loaded.store, EXPLAINED, engine)
-    place = judges_place(study, settings.judges, loaded.model)
-    judges = load_judges(place, settings.device)
-    frequency = frequency_by_position(counts.sum(0).float(), loaded.model.levels)
-    court = Court(
-        carry(study, settings.device, loaded),
-        Carried(ordered(judges, loaded.concepts), judges_at, place, settings.device, loaded.concepts, digest(judges)),
-        tuple(fills_for(settings.fills, frequency=frequency, seed=settings.seed)),
-        Carried(counts, counts_at, study.folder.absolute(), study.fingerprint("tokens")),
-    )
+    court, place, judges = open_court(study, loaded, settings, settings.fills, engine)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "score", "concepts", "search")}
-    inputs["judges"] = digest(judges)
-    key = stage_key("evaluate", settings, EvaluateSettings, inputs)
+    key = stage_key("evaluate", settings, EvaluateSettings, inputs | court_inputs(judges, settings, loaded.concepts))
 
     def work(folder: Path) -> None:
         images = images_to_judge(study, loaded, settings.evaluate_images, engine)
         parts = images.parts(settings.batch)
-        lists = concept_lists_of(study, loaded, counts, settings.seed)
+        lists = concept_lists_of(study, loaded, court.counts.value, settings.seed)
         found = load_found(study)
         levels: tuple[tuple[str, str, Callable[[Any], Evidence], list[Any]], ...] = (
             ("image", _method(study), partial(_image_level, court=court, settings=settings), parts),
@@ -139,6 +129,89 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress = QUIET, engine: 
 
     run_stage(study, key, work)
     return study.path("evaluate")
+
+
+def open_court(
+    study: Study, loaded: Loaded, settings: JudgedSettings, fills: Sequence[str], engine: Engine = SERIAL
+) -> tuple[Court, str, tuple[CalibratedJudge, ...]]:
+    """Who judges a study: the court, where its judges lie, and they as they lie there.
+
+    Args:
+        study: The study.
+        loaded: What was loaded of it.
+        settings: Which judges, and what they call the concepts.
+        fills: Names of what hidden positions become.
+        engine: Where codes are counted.
+
+    Raises:
+        ModelError: There are no judges, or the model cannot decode and so has no pictures to judge.
+        ConfigError: A concept that no judge knows.
+        UnknownName: An unknown fill.
+    """
+    place = judges_place(study, settings.judges, loaded.model)
+    judges = load_judges(place, settings.device)
+    spoken = spoken_concepts(settings.judge_concepts, loaded.concepts)
+    counts = code_counts(loaded.store, EXPLAINED, engine)
+    frequency = frequency_by_position(counts.sum(0).float(), loaded.model.levels)
+    court = Court(
+        carry(study, settings.device, loaded),
+        Carried(ordered(judges, spoken), judges_at, place, settings.device, spoken, digest(judges)),
+        tuple(fills_for(fills, frequency=frequency, seed=settings.seed)),
+        Carried(counts, counts_at, study.folder.absolute(), study.fingerprint("tokens")),
+    )
+    return court, place, judges
+
+
+def court_inputs(
+    judges: Sequence[CalibratedJudge], settings: JudgedSettings, concepts: tuple[str, ...]
+) -> dict[str, str]:
+    """What a stage reads of its judges, by content."""
+    return {"judges": digest(judges), **names_inputs(settings, concepts)}
+
+
+def names_inputs(settings: JudgedSettings, concepts: tuple[str, ...]) -> dict[str, str]:
+    """What the judges call the concepts, by content; empty where they call them as the study does."""
+    if settings.judge_concepts is None:
+        return {}
+    spoken = spoken_concepts(settings.judge_concepts, concepts)
+    return {"judge_concepts": hash_of_bytes(json.dumps(spoken).encode())}
+
+
+def spoken_concepts(file: Path | None, concepts: tuple[str, ...]) -> tuple[str, ...]:
+    """What the judges call a study's concepts, in the study's order.
+
+    Args:
+        file: A JSON object from names of the study to names of the judges; what it leaves out keeps its name. None:
+            all do.
+        concepts: Of the study.
+
+    Raises:
+        ConfigError: The file holds something else, names a concept that the study does not have, or calls two alike.
+    """
+    if file is None:
+        return concepts
+    try:
+        called = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"judge-concepts={str(file)!r} cannot be read ({error}); give a JSON file") from error
+    if not isinstance(called, dict) or not all(isinstance(name, str) for name in called.values()):
+        raise ConfigError(
+            f"judge-concepts={str(file)!r} must hold one object of texts, as in {{{json.dumps(concepts[0])}: "
+            '"the name the judges know"}'
+        )
+    if unknown := [name for name in called if name not in concepts]:
+        raise ConfigError(
+            f"judge-concepts={str(file)!r} names {unknown[0]!r}, which is no concept of this study; "
+            f"it has: {', '.join(concepts)}"
+        )
+    spoken = tuple(called.get(name, name) for name in concepts)
+    if twice := [name for name in spoken if spoken.count(name) > 1]:
+        alike = [concept for concept, name in zip(concepts, spoken, strict=True) if name == twice[0]]
+        raise ConfigError(
+            f"judge-concepts={str(file)!r} calls {' and '.join(map(repr, alike))} {twice[0]!r} alike, so that no judge "
+            "can tell them apart; give each concept a name of its own"
+        )
+    return spoken
 
 
 def _method(study: Study) -> str:
@@ -164,7 +237,7 @@ class OrderedJudge:
         if missing := [name for name in concepts if name not in judge.concepts]:
             raise ConfigError(
                 f"judge {judge.name!r} does not know {missing[0]!r}; it knows: {', '.join(judge.concepts)}; "
-                "name judges of these concepts with --judges"
+                "name judges of these concepts with --judges, or say what they call it with --judge-concepts"
             )
         self.name = judge.name
         self._judge = judge
@@ -218,7 +291,7 @@ def images_to_judge(study: Study, loaded: Loaded, most: int, engine: Engine = SE
     each = max(1, -(-most // len(loaded.concepts)))
     work = partial(_first_of_shard, scores=study.path("score").absolute(), store=loaded.store, each=each)
     taken = [0] * len(loaded.concepts)
-    found = [_first(images, each, taken) for images in engine.map(work, range(len(loaded.store.shards)))]
+    found = [first_images(images, each, taken) for images in engine.map(work, range(len(loaded.store.shards)))]
     maps = [one.importance for one in found]
     return Images(
         joined([one.batch for one in found]), {name: torch.cat([one[name] for one in maps]) for name in maps[0]}
@@ -228,10 +301,10 @@ def images_to_judge(study: Study, loaded: Loaded, most: int, engine: Engine = SE
 def _first_of_shard(number: int, *, scores: Path, store: TokenStore, each: int) -> Images:
     """The first test images of every concept in a shard, at most `each`."""
     batch, scored = scored_shard(number, scores, store, (REPORTED,))
-    return _first(Images(batch, scored.importance), each, [0] * len(store.manifest.concepts))
+    return first_images(Images(batch, scored.importance), each, [0] * len(store.manifest.concepts))
 
 
-def _first(images: Images, each: int, taken: list[int]) -> Images:
+def first_images(images: Images, each: int, taken: list[int]) -> Images:
     """The images of concepts of which fewer than `each` are taken; counts those it takes."""
     rows = []
     for row, concept in enumerate(images.batch.concept.tolist()):

@@ -103,6 +103,7 @@ def gather(study: Study, examples: int, device: str, batch: int, engine: Engine 
         stages=tuple(_stages(study)),
         notes=(*judge_notes(tables), *_notes(tables)),
         judges=judge_facts(tables),
+        trust=study.trust,
     )
 
 

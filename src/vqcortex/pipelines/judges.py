@@ -76,6 +76,16 @@ def make_judges(
     return load_judges(str(study.path(STAGE)), settings.device)
 
 
+def prepare_judges(
+    settings: JudgesSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL
+) -> tuple[CalibratedJudge, ...]:
+    """As `make_judges`, but none where the model has no pictures: its stages up to the search need no judge."""
+    settings.check()
+    if DECODE not in open_tokens(Study(settings.out), settings.device)[1].abilities:
+        return ()
+    return make_judges(settings, progress=progress, engine=engine)
+
+
 def judges_place(study: Study, named: str, model: Adapter) -> str:
     """Where the judges of a study lie, as `load_judges` wants it: those named, the model's, or those trained for it.
 

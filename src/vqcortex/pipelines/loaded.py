@@ -24,12 +24,14 @@ from vqcortex.extractors.checkpoint import TrainedExtractor, load_trained
 from vqcortex.extractors.protocol import see_with
 from vqcortex.files import replacing
 from vqcortex.pipelines.study import Study
+from vqcortex.tokens.shard import joined
 from vqcortex.tokens.store import TokenBatch, TokenStore, open_store
 
 # Images that explain: concept tokens are pooled from these. What is reported about them is measured on test images.
 EXPLAINED = ("train", "validation")
 REPORTED = "test"
 PUBLISHED = "tis"
+AT_ONCE = 1000  # images read together
 
 
 @final
@@ -216,6 +218,28 @@ def _take(scored: Scored, rows: list[int]) -> Scored:
         importance={name: maps[rows] for name, maps in scored.importance.items()},
         probability=scored.probability[rows],
     )
+
+
+def first_images(store: TokenStore, split: str, most: int) -> TokenBatch:
+    """The first images of a split, at most `most`, evenly over the concepts, in their order; without pictures.
+
+    Raises:
+        StudyError: The split has no images.
+    """
+    concepts = len(store.manifest.concepts)
+    each = max(1, most // concepts)
+    found: list[list[TokenBatch]] = [[] for _ in range(concepts)]
+    for batch in store.batches(AT_ONCE, split=split, pictures=False):
+        for row, concept in enumerate(batch.concept.tolist()):
+            if len(found[concept]) < each:
+                found[concept].append(batch.take([row]))
+        if all(len(rows) == each for rows in found):
+            break
+    if not any(found):
+        raise StudyError(f"the store at {str(store.folder)!r} has no {split} images; make more with --per-concept")
+    images = joined([one for rows in found for one in rows])
+    wanted = min(most, len(images))  # fewer than one per concept: those of every so manieth concept
+    return images.take([place * len(images) // wanted for place in range(wanted)])
 
 
 def code_counts(store: TokenStore, splits: tuple[str, ...], engine: Engine = SERIAL) -> Tensor:

@@ -65,6 +65,7 @@ def list_registries() -> list[tuple[str, str]]:
     from vqcortex.extractors import EXTRACTORS
     from vqcortex.images import SOURCES
     from vqcortex.search import SEARCHES
+    from vqcortex.worlds import WORLDS
 
-    registries: tuple[Registry[Any], ...] = (EXTRACTORS, METHODS, SEARCHES, FILLS, ARMS, SOURCES)
+    registries: tuple[Registry[Any], ...] = (EXTRACTORS, METHODS, SEARCHES, FILLS, ARMS, SOURCES, WORLDS)
     return [(one.kind, ", ".join(one)) for one in registries]

@@ -18,21 +18,25 @@ from vqcortex.pipelines.study import Study
 STEPS = (
     ("TokensSettings", "vqcortex.pipelines.tokens:make_tokens"),
     ("TrainSettings", "vqcortex.pipelines.train:train"),
+    ("JudgesSettings", "vqcortex.pipelines.judges:prepare_judges"),
+    ("SanitySettings", "vqcortex.pipelines.sanity:sanity"),
+    ("TrustSettings", "vqcortex.pipelines.trust:trust"),
     ("ScoreSettings", "vqcortex.pipelines.score:score"),
     ("ConceptsSettings", "vqcortex.pipelines.concepts:pool_concepts"),
+    ("InteractionsSettings", "vqcortex.pipelines.interactions:interactions"),
     ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     ("SearchSettings", "vqcortex.pipelines.search:search"),
-    ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
     ("ReportSettings", "vqcortex.report.stage:report"),
 )
 
 
 def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Study:
-    """Explain a model's tokens from end to end: tokens, extractor, scores, concepts, traversal, search, evidence, page.
+    """Explain a model's tokens from end to end: tokens, extractors, trust, scores, concepts, search, evidence, page.
 
-    Judges are trained before the evidence where none lie with the model. A model that cannot decode has no pictures:
-    its stages up to the search are done, then a ModelError says so.
+    Before anything is explained, the explanation is examined (sanity) and weighed (trust), with judges that are trained
+    where none lie with the model. A model that cannot decode has no pictures: its stages up to the search are done,
+    then a ModelError says so.
 
     Kill it anywhere and call it again: it goes on, and ends with the same bytes. A stage whose settings and inputs
     are unchanged is not done again.
@@ -44,6 +48,7 @@ def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = S
     Returns:
         The study: its `table(name)` reads any table, and `report/report.html` in its folder is the page.
     Raises:
+        TrustError: Trust is low, and `require_trust` asks for more.
         VqCortexError: Anything the caller can mend; the message says how.
     """
     settings.check()
@@ -64,6 +69,8 @@ def demo_settings(*, out: Path, seed: int = 0, device: str = "cpu", batch: int =
     return RunSettings(
         out=out, seed=seed, device=device, batch=batch, model="zoo:fashion",
         per_concept=200, shard=500, minibatch=128, epochs=12, step_every=8,
+        sanity_images=20, sanity_draws=2, sanity_steps=2, trust_maps=40,
         draws=10, steps=150, search_images=4, region="2:5,2:5", evaluate_images=150,
         shares=(1.0, 5.0, 10.0, 20.0, 40.0), traverse_images=60, verify=20,
+        together_images=24,
     )  # fmt: skip

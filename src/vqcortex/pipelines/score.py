@@ -21,6 +21,7 @@ from vqcortex.pipelines.loaded import (
 from vqcortex.pipelines.methods import MethodPlan, plan_methods, score_methods
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import ScoreSettings
+from vqcortex.pipelines.stamps import check_trust
 from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.tokens.store import TokenBatch
 
@@ -43,9 +44,11 @@ def score(
     Raises:
         StudyError: Tokens or extractor are not there yet.
         UnknownName: No such method.
+        TrustError: Trust is required, and it is low or unknown.
     """
     settings.check()
     study = Study(settings.out)
+    check_trust(study, settings.require_trust, settings.method)
     loaded = load_all(study, settings.device)
     plan = plan_methods((settings.method, PUBLISHED), settings, loaded, engine)
     inputs = {"tokens": study.fingerprint("tokens"), "train": study.fingerprint("train")}

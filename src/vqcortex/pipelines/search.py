@@ -24,6 +24,7 @@ from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_c
 from vqcortex.pipelines.plan import choose
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import SearchSettings
+from vqcortex.pipelines.stamps import check_trust
 from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
 from vqcortex.results import Column, Table, Trace, save_table
 from vqcortex.search import SEARCHES, make_search
@@ -108,9 +109,11 @@ def search(settings: SearchSettings, *, progress: Progress = QUIET, engine: Engi
             that the study lacks, or a generator that cannot say how likely a grid is.
         UnknownName: An unknown strategy.
         StudyError: The extractor is not trained yet.
+        TrustError: Trust is required, and it is low or unknown.
     """
     settings.check()
     study = Study(settings.out)
+    check_trust(study, settings.require_trust)
     loaded = load_all(study, settings.device)
     pairs = read_pairs(settings.pairs, loaded.concepts)
     levels = loaded.model.levels

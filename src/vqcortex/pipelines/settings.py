@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vqcortex.config import raise_all
 
-WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard"})
+WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard", "require_trust"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,25 @@ class StudySettings:
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""
         raise_all(self.problems())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainSettings(StudySettings):
+    """What every command that explains has."""
+
+    require_trust: bool = False
+    """Refuse to explain where trust is low or was not measured; see `vqcortex trust`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedSettings(StudySettings):
+    """What training judges and asking them have in common."""
+
+    judges: str = ""
+    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model, or else
+    those trained for the study."""
+    judge_concepts: Path | None = None
+    """JSON file with one object, {concept of the study: what the judges call it}, where the two differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +158,12 @@ class TrainSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(StudySettings):
-    """Score every position of every image."""
+class MethodSettings(StudySettings):
+    """What every command that asks an attribution method has."""
 
-    method: str = "noisy_gradient_x_embedding"
+    method: str = "ensemble:integrated_gradients"
     """The attribution method that explains, see `vqcortex models --methods`: METHOD asks the study's extractor,
-    METHOD@COMPANION that companion, ensemble:METHOD all of them."""
+    METHOD@COMPANION that companion, ensemble:METHOD all of them, fast the cheapest that keeps most of the default."""
     draws: int = 20
     """Noisy copies per image, at least 1; ignored by methods without noise."""
     noise: float = 0.2
@@ -159,7 +178,56 @@ class ScoreSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptsSettings(StudySettings):
+class ScoreSettings(MethodSettings, ExplainSettings):
+    """Score every position of every image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SanitySettings(MethodSettings):
+    """Change weights, labels, codes, numbers and concepts, one at a time, and look whether the maps follow."""
+
+    sanity_images: int = 32
+    """Test images explained again and again, evenly over concepts, at least 8; all, if there are fewer."""
+    sanity_draws: int = 3
+    """Randomisations of all weights, at least 1."""
+    sanity_steps: int = 5
+    """Steps of the curve from the logits down, at least 1; neighbouring layers share a step."""
+    independent_limit: float = 0.2
+    """Largest absolute mean rank correlation with maps of random weights or permuted labels, 0 to 1."""
+    different_limit: float = 0.5
+    """Largest mean rank correlation with maps of shuffled codes or of another concept, -1 to 1."""
+    permuted_epochs: int = 2
+    """Passes of the extractor that learns permuted labels; 0 leaves it out."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name, least in {"sanity_images": 8, "sanity_draws": 1, "sanity_steps": 1, "permuted_epochs": 0}.items():
+            if getattr(self, name) < least:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {least}"
+        if not 0 <= self.independent_limit <= 1:
+            yield f"independent-limit={self.independent_limit} must lie in 0 to 1"
+        if not -1 <= self.different_limit <= 1:
+            yield f"different-limit={self.different_limit} must lie in -1 to 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustSettings(MethodSettings, JudgedSettings):
+    """Say how far explanations can be trusted, for the whole and for each concept, and why."""
+
+    trust_images: int = 500
+    """Test images that extractors and judges are asked about, evenly over concepts, at least 1."""
+    trust_maps: int = 64
+    """Test images whose maps by different extractors are compared, evenly over concepts, at least 1."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name in ("trust_images", "trust_maps"):
+            if getattr(self, name) < 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptsSettings(ExplainSettings):
     """Pool importance into concept tokens, activation maps and token clusters."""
 
     positions: tuple[int, ...] = (1, 3, 5, 10)
@@ -188,7 +256,32 @@ class ConceptsSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraverseSettings(StudySettings):
+class InteractionsSettings(ExplainSettings):
+    """Test which of a concept's tokens matter together: in pairs, and all of them."""
+
+    together: int = 6
+    """Best tokens of a concept taken together, 2 to 16; up to 8 every combination is tried."""
+    together_images: int = 60
+    """Test images per concept, at least 1: of its own to take tokens out of, of others to put them in."""
+    together_draws: int = 0
+    """Grids of codes drawn by use that stand for what is taken out, averaged; 0: the mean code."""
+    together_alpha: float = 0.05
+    """Share of false discoveries allowed among the pairs found, in (0, 1)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 2 <= self.together <= 16:
+            yield f"together={self.together} must lie in 2 to 16: tokens that may matter as a pair"
+        if self.together_images < 1:
+            yield f"together-images={self.together_images} must be at least 1"
+        if self.together_draws < 0:
+            yield f"together-draws={self.together_draws} must be at least 0"
+        if not 0 < self.together_alpha < 1:
+            yield f"together-alpha={self.together_alpha} must lie between 0 and 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraverseSettings(ExplainSettings):
     """Estimate the effect of every code at every position, verify the best cells by real swaps, join the two scales."""
 
     traverse_images: int = 100
@@ -205,7 +298,7 @@ class TraverseSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSettings(StudySettings):
+class SearchSettings(ExplainSettings):
     """Search the codebook for the combination that turns one concept into another."""
 
     pairs: tuple[str, ...] = ()
@@ -280,15 +373,6 @@ class SearchSettings(StudySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedSettings(StudySettings):
-    """What training judges and asking them have in common."""
-
-    judges: str = ""
-    """Where the judges lie: a model's name or a folder with judges.json; empty: beside the study's model, or else
-    those trained for the study."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class JudgesSettings(JudgedSettings):
     """Train judges on the study's own decoded training images, where none lie with its model."""
 
@@ -337,6 +421,70 @@ class EvaluateSettings(JudgedSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareSettings(JudgedSettings):
+    """Compare attribution methods on the study's own images: faithfulness, agreement, stability and cost."""
+
+    compare_methods: tuple[str, ...] = ()
+    """Methods compared: METHOD, METHOD@COMPANION or ensemble:METHOD; none given: a set of about nine."""
+    draws: int = 20
+    """Noisy copies per image, at least 1; ignored by methods without noise."""
+    noise: float = 0.2
+    """Noise, as a share of each image's own value range (unitless, at least 0)."""
+    compare_images: int = 1000
+    """Images measured, evenly over concepts, at least 2; all of the split, if there are fewer."""
+    compare_split: str = "test"
+    """Images measured: validation (to choose a method before the test images are touched) or test."""
+    compare_shares: tuple[float, ...] = (6.0, 10.0, 20.0, 40.0)
+    """Positions hidden, in percent of the grid, each above 0 and at most 100; at least one position is hidden."""
+    decide_shares: tuple[float, ...] = (6.0, 10.0)
+    """Those of the shares whose mean drop, over fills and judges, decides which method is recommended."""
+    compare_fills: tuple[str, ...] = ("mean_code", "resampled_codes", "grey")
+    """What hidden positions become."""
+    keep_share: float = 85.0
+    """Percent of the best method's drop that the fast method must keep, above 0 and at most 100."""
+    insertion_images: int = 250
+    """Of these, images in which positions are also kept while all others are hidden (insertion, sufficiency), at
+    least 2; 0 leaves that out."""
+    stability_images: int = 40
+    """Of these, images for stability, infidelity and sensitivity, at least 2; 0 leaves those out."""
+    oracle_images: int = 0
+    """Of these, images for the oracle: positions chosen by asking one judge, scored by the others; at least 2; 0
+    leaves it out, which is much faster."""
+    oracle_fill: str = "mean_code"
+    """What the oracle sees while it chooses: mean_code, each (the very fill it is then scored with), or both."""
+    interval_resamples: int = 1000
+    """Bootstrap resamples over images, at least 100."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.draws < 1:
+            yield f"draws={self.draws} must be at least 1"
+        if not self.noise >= 0:
+            yield f"noise={self.noise} must be at least 0"
+        if self.compare_images < 2:
+            yield f"compare-images={self.compare_images} must be at least 2: one image says nothing of the spread"
+        for name in ("insertion_images", "stability_images", "oracle_images"):
+            if getattr(self, name) < 0 or getattr(self, name) == 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be 0 or at least 2"
+        if self.compare_split not in (splits := ("validation", "test")):
+            yield f"compare-split={self.compare_split!r} must be one of {', '.join(splits)}"
+        for share in self.compare_shares:
+            if not 0 < share <= 100:
+                yield f"share={share} must be above 0 and at most 100 percent of the positions"
+        if not self.decide_shares or not set(self.decide_shares) <= set(self.compare_shares):
+            mine, all_ = (",".join(f"{one:g}" for one in some) for some in (self.decide_shares, self.compare_shares))
+            yield f"decide-shares={mine} must be one or more of compare-shares={all_}"
+        if not self.compare_fills:
+            yield "compare-fills is empty; name at least one"
+        if not 0 < self.keep_share <= 100:
+            yield f"keep-share={self.keep_share} must be above 0 and at most 100 percent"
+        if self.oracle_fill not in (seen := ("mean_code", "each", "both")):
+            yield f"oracle-fill={self.oracle_fill!r} must be one of {', '.join(seen)}"
+        if self.interval_resamples < 100:
+            yield f"interval-resamples={self.interval_resamples} must be at least 100 for a 95 % interval"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportSettings(StudySettings):
     """Write the study's page: one HTML file that opens from disk."""
 
@@ -373,12 +521,15 @@ class RunSettings(
     JudgesSettings,
     SearchSettings,
     TraverseSettings,
+    InteractionsSettings,
     ConceptsSettings,
     ScoreSettings,
+    TrustSettings,
+    SanitySettings,
     TrainSettings,
     TokensSettings,
 ):
-    """The main job: tokens, extractor, scores, concepts, traversal, search, judges, evaluation, report."""
+    """The main job: tokens, extractors, judges, trust, scores, concepts, interactions, search, evidence, page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,6 +561,81 @@ class DoctorSettings:
             yield f"batch={self.batch} must be at least 1"
         if self.seed < 0:
             yield f"seed={self.seed} must be at least 0"
+
+    def check(self) -> None:
+        """Return quietly, or raise one ConfigError that lists everything wrong."""
+        raise_all(self.problems())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldsSettings:
+    """Plant worlds in which the truth is known, and mark every method by whether it finds it."""
+
+    model: str = "zoo:fashion"
+    """The model whose codes are planted: it draws the grids to plant in, or --images are encoded with it."""
+    images: str | None = None
+    """Encode the grids to plant in from here instead of generating them, as in `vqcortex tokens`."""
+    images_split: str = "train"
+    """Which part of the image source to read, as the source names it: train or test."""
+    out: Path = Path("vqcortex-worlds")
+    """Folder for the tables; made if absent. Pieces that a killed or smaller run left there are not made again."""
+    worlds: tuple[str, ...] = ()
+    """Planted worlds, see `vqcortex models --methods`; none given: all."""
+    methods: tuple[str, ...] = ()
+    """Attribution methods; none given: all. One that does not fit an extractor is skipped, and the table says why."""
+    extractors: tuple[str, ...] = ("conv8", "se_resnet")
+    """Architectures, each trained and explained by itself in every run."""
+    runs: int = 10
+    """Runs of every world, at least 2: other codes, places, images and weights."""
+    world_images: int = 6000
+    """Images of a world, at least 100; 7 of 10 train, 1 chooses the epoch, 2 test."""
+    explain_images: int = 100
+    """Test images explained per run, at least 20; all, if there are fewer."""
+    epochs: int = 8
+    """Passes over the training images, at least 3; the learning rate falls to a tenth after two thirds of them."""
+    rate: float = 3e-3
+    """Learning rate of Adam, > 0."""
+    minibatch: int = 64
+    """Images per optimiser step, at least 2."""
+    width: int = 32
+    """Feature channels of an extractor; 0 takes the default for the grid."""
+    depth: int = 4
+    """Layers of an extractor, in the architecture's own unit; 0 takes its default."""
+    codes: int = 2
+    """Causal codes of the worlds that have several, at least 2."""
+    plant_rate: float = 0.2
+    """Share of a training image's positions that a planted code takes at most, above 0 and at most 0.5; in a test
+    image it stands once."""
+    label_noise: float = 0.0
+    """Share of images whose concept is turned round, in [0, 0.5)."""
+    correlation: float = 0.8
+    """Share of training images in which a confounder or shortcut goes with the concept, in [0.5, 1]."""
+    patch: int = 2
+    """Side of the shortcut's square, in positions, at least 1."""
+    draws: int = 20
+    """Noisy copies per image, at least 1; ignored by methods without noise."""
+    interval_resamples: int = 1000
+    """Bootstrap resamples over runs, at least 100."""
+    seed: int = 0
+    """Every random draw depends on this, the run, and the image it belongs to."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1."""
+    batch: int = 250
+    """Images per step; changes speed and memory, never results."""
+
+    def problems(self) -> Iterator[str]:
+        """Say what is wrong, one sentence each."""
+        least = {
+            "runs": 2, "world_images": 100, "explain_images": 20, "epochs": 3, "minibatch": 2, "width": 0, "depth": 0,
+            "draws": 1, "interval_resamples": 100, "batch": 1,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {bound}"
+        if not self.rate > 0:
+            yield f"rate={self.rate} must be above 0"
+        if not self.extractors:
+            yield "extractors must name at least one, as in conv8"
 
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""

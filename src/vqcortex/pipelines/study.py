@@ -21,13 +21,16 @@ from vqcortex.config import plain
 from vqcortex.errors import StudyError
 from vqcortex.files import hash_of_bytes, hash_of_file, write_json
 from vqcortex.pipelines.settings import WITHOUT_EFFECT, StudySettings
-from vqcortex.results import Table, load_table
+from vqcortex.results import Table, Trust, load_table
 
 FORMAT = 1
 RECORD, PARTIAL, LOG = "stage.json", "partial.json", "log"
 Continues = Callable[[Mapping[str, Any]], bool]
 # In order; judges only where none lie with the model.
-STAGES = ("tokens", "train", "score", "concepts", "traverse", "search", "judges", "evaluate", "report")
+STAGES = (
+    "tokens", "train", "judges", "sanity", "trust", "score", "concepts", "interactions", "traverse", "search",
+    "evaluate", "report",
+)  # fmt: skip
 
 
 @final
@@ -96,6 +99,17 @@ class Study:
                 f"study {str(self.folder)!r} has no table {name!r}; it has: {', '.join(found) or 'none yet'}"
             )
         return load_table(found[name])
+
+    @property
+    def trust(self) -> Trust:
+        """How far its explanations can be trusted, and why; unknown until `vqcortex trust` or `run` has measured it."""
+        from vqcortex.pipelines.stamps import trust_of
+
+        return trust_of(self)
+
+    def fingerprints(self, *stages: str) -> dict[str, str]:
+        """Fingerprints of those of these stages that are finished."""
+        return {one: self.fingerprint(one) for one in stages if (self.path(one) / RECORD).is_file()}
 
     def is_whole(self, stage: str, key: Mapping[str, Any]) -> bool:
         """Whether the stage was finished with this key and its files are as it left them."""

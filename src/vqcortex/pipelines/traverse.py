@@ -20,8 +20,9 @@ from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.pipelines.loaded import EXPLAINED, REPORTED, Loaded, carry, code_counts, load_all
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import TraverseSettings
+from vqcortex.pipelines.stamps import check_trust, stamp_of
 from vqcortex.pipelines.study import Study, run_stage, stage_key
-from vqcortex.results import Column, Table, Traversal, save_table
+from vqcortex.results import Column, Table, Traversal, save_table, stamped
 from vqcortex.search.traverse import linear_error
 from vqcortex.search.traverse import traverse as traverse_codebook
 from vqcortex.weights import save_weights
@@ -63,9 +64,11 @@ def traverse(settings: TraverseSettings, *, progress: Progress = QUIET, engine: 
         mean effect of every code at every position per concept, (c, k, h, w), in logits.
     Raises:
         StudyError: The concepts are not pooled yet.
+        TrustError: Trust is required, and it is low or unknown.
     """
     settings.check()
     study = Study(settings.out)
+    check_trust(study, settings.require_trust)
     loaded = load_all(study, settings.device)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train", "concepts")}
     key = stage_key("traverse", settings, TraverseSettings, inputs)
@@ -107,9 +110,10 @@ def _traverse_concept(
 
 def _write(folder: Path, study: Study, loaded: Loaded, found: list[Traversal]) -> None:
     save_weights({"effect": torch.stack([one.effect for one in found])}, folder / "effects.safetensors")
-    save_table(_cells(found, loaded.concepts), folder)
+    trust = stamp_of(study)
+    save_table(stamped(_cells(found, loaded.concepts), trust), folder)
     save_table(_errors(found, loaded.concepts), folder)
-    save_table(_scales(found, study, loaded), folder)
+    save_table(stamped(_scales(found, study, loaded), trust), folder)
 
 
 def other_images(loaded: Loaded, concept: int, most: int, batch: int) -> list[Tensor]:

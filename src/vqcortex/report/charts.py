@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -443,6 +444,117 @@ def share_label(share: float) -> str:
         return f"{value:.0f} %"
     digits = 1 - math.floor(math.log10(value))
     return f"{value:.{digits}f}".rstrip("0").rstrip(".") + " %"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tag:
+    """A name beside a dot; `anchor` is its end that is next to the dot, as SVG calls it."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontChart:
+    """Values against costs on a logarithmic axis, the front of those that nothing cheaper reaches, and levels.
+
+    Args:
+        dots: One per point; style 0 on the front, 2 behind it.
+        tags: Names of dots and lines, none over another.
+        front: Steps through the points on the front.
+        levels: Heights of the horizontal lines.
+        about: What the chart shows, in words.
+    """
+
+    title: str
+    box: Box
+    x: Axis
+    y: Axis
+    x_label: str
+    dots: tuple[Dot, ...]
+    tags: tuple[Tag, ...]
+    front: str
+    levels: tuple[float, ...]
+    about: str
+
+
+LETTER, LINE = 6.2, 13  # pixels of a letter at most, and of a line of words
+
+
+def front_chart(
+    title: str,
+    points: Sequence[tuple[str, Point, bool]],
+    levels: Sequence[tuple[str, float]],
+    x_label: str,
+    box: Box | None = None,
+) -> FrontChart:
+    """What is reached for how much: points with vertical intervals, x above 0 on a logarithmic axis.
+
+    Args:
+        title: Over the chart.
+        points: Name, place, and whether it is on the front.
+        levels: Name and value of horizontal lines to compare with.
+        x_label: Under the chart.
+        box: Size; None: wide.
+    """
+    box = box or Box(width=480, height=320, left=40, right=14, top=14, bottom=36)
+    costs = [point.x for _, point, _ in points]
+    x = power_axis(min(costs) / 1.6, max(costs) * 1.6, box.left + 4, box.width - box.right, whole=True)
+    low, high = reach([Series(name="", points=tuple(point for _, point, _ in points))])
+    values = [low, high, *(value for _, value in levels)]
+    y = round_axis(min(values), max(values), box.height - box.bottom, box.top)
+    dots = tuple(
+        Dot(
+            x=x.at(math.log10(point.x)),
+            y=y.at(point.y),
+            title=f"{name}: {estimate(point.y, point.low, point.high)} for {number(point.x)}",
+            low=None if point.low is None else y.at(point.low),
+            high=None if point.high is None else y.at(point.high),
+            style=0 if is_front else 2,
+        )
+        for name, point, is_front in points
+    )
+    front = sorted((dot.x, dot.y) for dot in dots if dot.style == 0)
+    corners = [place for one, two in itertools.pairwise(front) for place in (one, (two[0], one[1]))] + front[-1:]
+    return FrontChart(
+        title=title, box=box, x=x, y=y, x_label=x_label, dots=dots,
+        tags=tags_beside(
+            [*((dot.x, dot.y, name) for dot, (name, _, _) in zip(dots, points, strict=True)),
+             *((box.left, y.at(value), name) for name, value in levels)], box
+        ),
+        front=path_through(corners), levels=tuple(y.at(value) for _, value in levels),
+        about=f"{title}: {'; '.join(dot.title for dot in dots)}",
+    )  # fmt: skip
+
+
+def tags_beside(places: Sequence[tuple[float, float, str]], box: Box) -> tuple[Tag, ...]:
+    """Names beside their places, to the left where the right has no room, each moved until it covers nothing."""
+    found: list[Tag] = []
+    taken = [(x - 5, x + 5, y + 4) for x, y, _ in places]  # left, right and height of dots, and of the words so far
+    for x, y, text in sorted(places, key=lambda one: (one[1], one[0])):
+        width = LETTER * len(text)
+        is_right = x + 9 + width <= box.width or x - 9 - width < 0
+        left = x + 9 if is_right else x - 9 - width
+
+        def is_free(height: float, left: float = left, width: float = width) -> bool:
+            return not any(left < end and start < left + width and abs(height - at) < LINE for start, end, at in taken)
+
+        height = next(y - 3 + away for away in moves() if is_free(y - 3 + away))
+        taken.append((left, left + width, height))
+        anchor = "start" if is_right else "end"
+        found.append(Tag(x=round(x + 9 if is_right else x - 9, 1), y=round(height, 1), text=text, anchor=anchor))
+    return tuple(found)
+
+
+def moves() -> Iterator[int]:
+    """0, 1, -1, 2, -2 and so on."""
+    yield 0
+    for away in itertools.count(1):
+        yield from (away, -away)
 
 
 WIDE, ROW, HEADING, FOOT = 340, 33, 26, 22  # narrow enough for a phone: a row's words stand above its mark

@@ -35,12 +35,15 @@ from vqcortex.report.evidence import (
     losses,
     probabilities,
 )
+from vqcortex.report.together import pair_matrices
+from vqcortex.report.trust import cascade_chart, check_rows, trust_view
 from vqcortex.results import Column, Table
 
 TOP = 5  # positions outlined per example
 STABLE = 0.75
 CODES_LISTED = 24
 ROWS_SHOWN = 8
+REASONS_SHOWN = 3  # in the banner
 LEVELS = ("image", "concept", "codebook")
 
 
@@ -94,7 +97,11 @@ def render_page(exhibit: Exhibit) -> str:
             probabilities=probabilities(exhibit.tables),
             believed=beliefs(exhibit.tables),
             fooled=fooled(exhibit.tables),
+            together=pair_matrices(exhibit.tables),
             homes=cluster_homes(exhibit.clusters),
+            trust=trust_view(exhibit.trust),
+            checks=check_rows(exhibit.tables),
+            cascade=cascade_chart(exhibit.tables),
         )
     )
 
@@ -143,6 +150,7 @@ def environment() -> Environment:
         "pair_name": pair_name,
         "searches_of": searches_of,
         "meaning_of": meaning_of,
+        "trust_view": trust_view,
         "estimate": words.estimate,
         "count_of": words.count_of,
         "THUMBNAIL": pictures.CRISP,
@@ -151,6 +159,7 @@ def environment() -> Environment:
         "TOP": TOP,
         "CODES_LISTED": CODES_LISTED,
         "ROWS_SHOWN": ROWS_SHOWN,
+        "REASONS_SHOWN": REASONS_SHOWN,
     }
     return made
 

@@ -14,7 +14,7 @@ from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.report.page import render_page
 
 PAGE = "report.html"
-BEFORE = ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate")
+BEFORE = ("tokens", "train", "score", "concepts", "interactions", "traverse", "search", "evaluate")
 
 
 def report(settings: ReportSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:
@@ -31,7 +31,7 @@ def report(settings: ReportSettings, *, progress: Progress = QUIET, engine: Engi
     """
     settings.check()
     study = Study(settings.out)
-    inputs = {stage: study.fingerprint(stage) for stage in BEFORE}
+    inputs = {stage: study.fingerprint(stage) for stage in BEFORE} | study.fingerprints("sanity", "trust")
     if is_judged_by_own(study):
         inputs["judges"] = study.fingerprint("judges")
     key = stage_key("report", settings, ReportSettings, inputs)

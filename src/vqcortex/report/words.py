@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+ENSEMBLE = "ensemble:"
 NONE = "–"
 MINUS = "−"
 
@@ -25,13 +26,20 @@ NAMES = {
 
 
 def plain_name(name: object) -> str:
-    """A registry name as words.
+    """A registry name as words, or a method's name with the extractors it asks.
 
     Example:
-        >>> plain_name("noisy_gradient_x_embedding")
-        'noisy gradient × embedding'
+        >>> plain_name("noisy_gradient_x_embedding"), plain_name("occlusion@pictures:1")
+        ('noisy gradient × embedding', 'occlusion, pictures:1')
+        >>> plain_name("ensemble:integrated_gradients")
+        'integrated gradients, all extractors'
     """
     text = str(name)
+    if text.startswith(ENSEMBLE):
+        return f"{plain_name(text.removeprefix(ENSEMBLE))}, all extractors"
+    if "@" in text:
+        method, _, extractor = text.partition("@")
+        return f"{plain_name(method)}, {extractor.replace('_', ' ')}"
     return NAMES.get(text, text.replace("_x_", " × ").replace("_", " "))
 
 

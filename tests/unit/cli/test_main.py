@@ -45,7 +45,7 @@ def is_one_mistake(found: tuple[int, str, str], *words: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("command", [*door.COMMANDS, "demo", "models", "version"])
+@pytest.mark.parametrize("command", [*door.COMMANDS, "demo", "doctor", "models", "version", "worlds"])
 def test_every_command_has_help(vqcortex, command):
     code, out, _ = vqcortex(command, "--help")
     assert code == 0
@@ -200,3 +200,18 @@ def test_out_of_memory_names_the_knob(vqcortex, monkeypatch):
 
     monkeypatch.setattr(door, "app", full)
     assert is_one_mistake(vqcortex(), "--batch", "9 GB")
+
+
+def test_trust_is_told_without_being_asked_and_can_be_required(vqcortex, copied):
+    code, said, _ = vqcortex("sanity", "--out", copied, "--independent-limit", "0", "--permuted-epochs", "0")
+    assert code == 0
+    assert "fail: randomised_weights, mean rank correlation" in said
+    assert vqcortex("trust", "--out", copied)[1].startswith("trust: low")
+    code, said, _ = vqcortex("concepts", "--out", copied, "--keep", "3", "--positions", "3")
+    assert code == 0
+    assert "trust: low" in said
+    assert "bad: sanity check randomised_weights" in said
+    code, _, err = vqcortex("search", "--out", copied, "--require-trust")
+    assert code == 3
+    assert "is low, but it is required" in err
+    assert "Traceback" not in err

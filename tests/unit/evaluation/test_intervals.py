@@ -12,6 +12,7 @@ from vqcortex.evaluation.intervals import (
     intervals,
     paired_difference,
     quantile,
+    ratio_intervals,
     resampled_means,
 )
 
@@ -103,3 +104,17 @@ def test_an_arm_never_differs_from_itself():
     values = torch.rand(20)
     gap = paired_difference(values, values)
     assert (gap.value, gap.low, gap.high) == (0, 0, 0)
+
+
+def test_the_ratio_of_an_arm_to_half_of_itself_is_two_without_doubt():
+    values = torch.rand(1, 30, generator=torch.Generator().manual_seed(0)) + 1
+    (one,) = ratio_intervals(values, values / 2, Resampling(resamples=50))
+    assert (one.value, one.low, one.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert one.images == 30
+
+
+def test_there_is_no_ratio_to_what_may_be_nothing_and_none_over_one_image():
+    random = torch.Generator().manual_seed(0)
+    noise, ours = torch.randn(1, 30, generator=random), torch.ones(1, 30)
+    assert ratio_intervals(ours, noise - noise.mean()) == [None]
+    assert ratio_intervals(ours[:, :1], ours[:, :1]) == [None]

@@ -208,14 +208,16 @@ def test_judges_that_lie_beside_a_model_s_files_are_found(own, tmp_path):
     assert given_judges("zoo:fashion", f"taming:{place}") == "zoo:fashion"
 
 
-def test_a_model_that_cannot_decode_has_every_stage_before_the_judges(toy_settings, tmp_path, monkeypatch):
+def test_a_model_that_cannot_decode_has_every_stage_before_the_evidence(toy_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(ToyAdapter, "abilities", property(lambda _: frozenset({ENCODE, GENERATE})))
     monkeypatch.setattr(ToyAdapter, "decode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ModelError, match=r"cannot decode \(it can: encode, generate\), so it has no pictures to judge"):
         run(toy_settings(tmp_path / "s"))
     study = Study(tmp_path / "s")
-    for stage in STAGES[: STAGES.index("judges")]:
-        assert study.record(stage)["outputs"]
+    for stage in STAGES[: STAGES.index("evaluate")]:
+        assert stage == "judges" or study.record(stage)["outputs"]
+    assert not study.path("judges").exists()
+    assert any("cannot decode" in one for one in study.trust.reasons)
     with pytest.raises(ModelError, match="no pictures to judge"):
         evaluate(narrowed(toy_settings(tmp_path / "s", judges="toy"), "EvaluateSettings"))
 

@@ -4,12 +4,15 @@ import pickle
 
 import pytest
 import torch
+from leveled import study_of
 
+from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import StudyError
 from vqcortex.pipelines.loaded import (
     Scored,
     carry,
     code_counts,
+    first_images,
     load_all,
     load_at,
     read_scores,
@@ -62,3 +65,16 @@ def test_a_study_is_carried_by_its_folder_and_what_it_holds(toy_study):
 def test_work_for_another_state_of_a_study_is_refused(toy_study):
     with pytest.raises(StudyError, match=r"stage 'tokens' of study .* is not the one that work was given out for"):
         load_at(toy_study.folder, "cpu", "other", toy_study.fingerprint("train"))
+
+
+@pytest.mark.parametrize(("most", "counts"), [(48, [6] * 8), (20, [2] * 8), (4, [1, 0, 1, 0, 1, 0, 1, 0])])
+def test_first_images_are_spread_over_the_concepts(toy_study, most, counts):
+    images = first_images(open_store(toy_study.path("tokens")), "test", most)
+    assert images.concept.bincount(minlength=8).tolist() == counts
+    assert set(images.split) == {"test"}
+
+
+def test_a_split_without_images_is_told(tmp_path):
+    study = study_of(tmp_path / "s", ToyAdapter(), [torch.zeros(4, 4, 4, dtype=torch.long)])
+    with pytest.raises(StudyError, match="has no test images; make more with --per-concept"):
+        first_images(open_store(study.path("tokens")), "test", 8)

@@ -28,6 +28,7 @@ def images(loaded):
 def test_a_name_says_whom_it_asks():
     assert read_name("tis") == Asked(method="tis")
     assert read_name("tis@pictures:2") == Asked(method="tis", extractor="pictures:2")
+    assert read_name("fast") == Asked(method="integrated_gradients", extractor="pictures")
     assert read_name("ensemble") == Asked(method="noisy_gradient_x_embedding", extractor="ensemble")
 
 

@@ -14,6 +14,7 @@ from vqcortex.evaluation.intervals import Resampling
 from vqcortex.evaluation.tables import evidence_table, verdict_table
 from vqcortex.evaluation.values import Condition, Evidence
 from vqcortex.exhibit import ClusterExhibit, CodeExhibit, ConceptExhibit, Exhibit, SearchExhibit
+from vqcortex.pipelines.together import GroupValues, PairValues, Strictness, group_table, pair_table
 from vqcortex.results import Column, Table
 
 NAMES = (
@@ -187,7 +188,30 @@ def all_tables(names: tuple[str, ...]) -> dict[str, Table]:
         },
         [{"pair": f"{names[0]} to {names[1]}", "strategy": "token_selection", "jaccard": 0.41}],
     )
-    return tables
+    return tables | together_tables(names)
+
+
+def together_tables(names: tuple[str, ...]) -> dict[str, Table]:
+    """Pairs of three kinds, and too few images for them, for every concept but the last."""
+    rules = {(0, 1): (0, 0, 0, 4), (0, 2): (0, 4, 4, 0), (1, 2): (0, 1, 2, 3)}
+    pairs = [
+        PairValues(
+            concept=number, codes=(first + number, second + number), form=form,
+            values=torch.tensor(rule).double().expand(1, images, 4), interaction=torch.zeros(images),
+        )
+        for number in range(len(names) - 1)
+        for form, images in (("removal", 9), ("insertion", 4))
+        for (first, second), rule in rules.items()
+    ]  # fmt: skip
+    groups = [
+        GroupValues(
+            concept=number, codes=(number, number + 1), values=torch.tensor([5.0, 2.0, 1.0, 1.0]).expand(1, 9, 4),
+            shapley=(1.0, None), cells=4.0, control_cells=3.0,
+        )
+        for number in range(len(names) - 1)
+    ]  # fmt: skip
+    found = (pair_table(pairs, names, Strictness()), group_table(groups, names, Strictness()))
+    return {table.name: table for table in found}
 
 
 def search_of(kind: int, names: tuple[str, ...], draws: np.random.Generator) -> SearchExhibit:

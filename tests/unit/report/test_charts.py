@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from vqcortex.report.charts import (
     Axis,
     Bar,
+    Box,
     Point,
     Series,
     band_around,
+    front_chart,
     line_chart,
     map_cells,
     measured_axis,
@@ -26,6 +28,7 @@ from vqcortex.report.charts import (
     scatter_chart,
     share_bar,
     share_label,
+    tags_beside,
     tick_values,
 )
 
@@ -212,3 +215,27 @@ def test_ticks_between_powers_stand_where_powers_are_too_few():
 )
 def test_a_share_has_two_digits_that_count(share: float, label: str):
     assert share_label(share) == label
+
+
+def test_a_front_is_a_staircase_through_the_points_on_it_and_costs_are_logarithmic():
+    points = [
+        ("dear", Point(x=100, y=0.3, low=0.28, high=0.32), True),
+        ("cheap", Point(x=1, y=0.1), True),
+        ("lost", Point(x=10, y=0.05), False),
+    ]
+    chart = front_chart("Drop", points, [("random", 0.02)], "passes")
+    dear, cheap, lost = chart.dots
+    assert (lost.x - cheap.x) == pytest.approx(dear.x - lost.x, abs=0.2)
+    assert [dot.style for dot in chart.dots] == [0, 0, 2]
+    assert chart.front == f"M{cheap.x:g} {cheap.y:g}L{dear.x:g} {cheap.y:g}L{dear.x:g} {dear.y:g}"
+    assert (dear.low, cheap.low) == (chart.y.at(0.28), None)
+    assert chart.levels == (chart.y.at(0.02),)
+    assert {tag.text for tag in chart.tags} == {"dear", "cheap", "lost", "random"}
+
+
+def test_names_beside_dots_move_apart_and_stay_inside():
+    box = Box(width=300, height=200)
+    tags = tags_beside([(150, 100, "first"), (150, 100, "second"), (290, 100, "at the right end")], box)
+    heights = {tag.text: tag.y for tag in tags}
+    assert abs(heights["first"] - heights["second"]) >= 12
+    assert {tag.text: tag.anchor for tag in tags} == {"first": "start", "second": "start", "at the right end": "end"}

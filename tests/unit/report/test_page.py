@@ -149,6 +149,20 @@ def test_every_part_of_the_study_is_on_the_page(page: str, exhibit: Exhibit):
     assert all(note in page for note in exhibit.notes)
 
 
+def test_pairs_of_tokens_are_a_matrix_with_pictures_where_the_concept_has_them(
+    page: str, exhibit: Exhibit, bare: Exhibit
+):
+    assert page.count('class="pairs"') == len(exhibit.concepts) - 1
+    assert page.count("There are not two tokens of this concept to test together.") == 1
+    assert page.count(">+4 ▲</td>") == page.count(">−8 ✕</td>") == len(exhibit.concepts) - 1
+    assert "as many random codes of the same images +1" in page
+    first, code = exhibit.concepts[0], exhibit.concepts[0].codes[0]
+    tables = {"interactions": exhibit.tables["interactions"]}
+    shown = render_page(replace(bare, concepts=(replace(first, codes=(replace(code, code=2),)),), tables=tables))
+    assert shown.count("An example of code 2") == 1
+    assert "Its tokens together" not in render_page(bare)
+
+
 def test_a_study_of_which_little_is_done_says_what_is_missing(bare_page: str):
     for what in ("cluster", "codebook search", "image-level evidence", "concept-level evidence"):
         assert f"This study holds no {what} yet." in bare_page
