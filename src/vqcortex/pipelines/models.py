@@ -62,10 +62,14 @@ def list_registries() -> list[tuple[str, str]]:
     """One row per registry: what it holds, and the names."""
     from vqcortex.attribution import METHODS
     from vqcortex.evaluation import ARMS, FILLS
+    from vqcortex.evaluation.metrics import METRICS
+    from vqcortex.evaluation.sanity import CHECKS
     from vqcortex.extractors import EXTRACTORS
     from vqcortex.images import SOURCES
     from vqcortex.search import SEARCHES
     from vqcortex.worlds import WORLDS
 
-    registries: tuple[Registry[Any], ...] = (EXTRACTORS, METHODS, SEARCHES, FILLS, ARMS, SOURCES, WORLDS)
+    registries: tuple[Registry[Any], ...] = (
+        EXTRACTORS, METHODS, SEARCHES, FILLS, ARMS, METRICS, CHECKS, WORLDS, SOURCES,
+    )  # fmt: skip
     return [(one.kind, ", ".join(one)) for one in registries]

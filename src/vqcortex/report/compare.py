@@ -216,7 +216,7 @@ def bar_of(row: Mapping[str, Any], exhibit: ComparisonExhibit) -> Bar:
     style = 0 if row["arm"] in exhibit.methods else CONTROL if row["arm"] in exhibit.controls else 1
     note = "" if style == 0 else "control" if style == CONTROL else "asked a judge"
     return Bar(
-        label=plain_name(row["arm"]).replace("all extractors", "all"),
+        label=plain_name(row["arm"]).replace(" of all extractors", ", all"),
         value=row["value"],
         low=row["low"],
         high=row["high"],

@@ -32,11 +32,11 @@ def plain_name(name: object) -> str:
         >>> plain_name("noisy_gradient_x_embedding"), plain_name("occlusion@pictures:1")
         ('noisy gradient × embedding', 'occlusion, pictures:1')
         >>> plain_name("ensemble:integrated_gradients")
-        'integrated gradients, all extractors'
+        'integrated gradients of all extractors'
     """
     text = str(name)
     if text.startswith(ENSEMBLE):
-        return f"{plain_name(text.removeprefix(ENSEMBLE))}, all extractors"
+        return f"{plain_name(text.removeprefix(ENSEMBLE))} of all extractors"
     if "@" in text:
         method, _, extractor = text.partition("@")
         return f"{plain_name(method)}, {extractor.replace('_', ' ')}"

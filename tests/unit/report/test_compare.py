@@ -80,7 +80,7 @@ def test_nothing_that_a_name_holds_becomes_part_of_the_page(exhibit):
 def test_the_answer_names_the_default_what_it_reaches_and_the_fast_one(exhibit):
     said = answer(exhibit)
     assert said.startswith(
-        "Occlusion, all extractors is the most faithful of 7 methods: without its first 3 and 5 of 49"
+        "Occlusion of all extractors is the most faithful of 7 methods: without its first 3 and 5 of 49"
     )
     assert "times random's" in said
     assert "instead of 150 forward passes per image" in said
@@ -127,7 +127,7 @@ def test_metrics_stand_beside_each_other_best_arm_first(exhibit):
     assert [name for name, _ in table.heads] == ["mean drop", "deletion auc", "infidelity"]
     assert [better for _, better in table.heads] == ["higher", "lower", "lower"]
     rows = dict(table.rows)
-    assert next(iter(rows)) == "occlusion, all extractors"
+    assert next(iter(rows)) == "occlusion of all extractors"
     assert rows["random"][2] == ""
     assert rows["banzhaf"][2] != ""
 
