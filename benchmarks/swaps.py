@@ -71,7 +71,7 @@ class Case:
 def study_of(sizes: Sizes, folder: Path) -> tuple[Loaded, list[CalibratedJudge]]:
     """A study with tokens and an extractor, and the judges of its model."""
     make_tokens(TokensSettings(out=folder, model=sizes.model, per_concept=sizes.per_concept))
-    train(TrainSettings(out=folder, epochs=sizes.epochs, minibatch=sizes.minibatch, step_every=4))
+    train(TrainSettings(out=folder, companions=(), epochs=sizes.epochs, minibatch=sizes.minibatch, step_every=4))
     study = Study(folder)
     loaded = load_all(study, "cpu")
     return loaded, list(load_judges(judges_place(study, "", loaded.model), "cpu"))
