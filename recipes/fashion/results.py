@@ -31,7 +31,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "real": {"per_concept": 300, "images_split": "test"},
 }
 ARMS = {
-    "noisy_gradient_x_embedding": "default", "tis": "published TIS", "random": "random", "centre": "centre",
+    RunSettings.method: "default", "tis": "published TIS", "random": "random", "centre": "centre",
     "brightness": "brightness", "token_frequency": "token frequency",
 }  # fmt: skip
 FILLS = ("black", "grey", "mean_code", "resampled_codes")
