@@ -70,7 +70,7 @@ def demo_settings(*, out: Path, seed: int = 0, device: str = "cpu", batch: int =
         out=out, seed=seed, device=device, batch=batch, model="zoo:fashion",
         per_concept=200, shard=500, minibatch=128, epochs=12, step_every=8,
         sanity_images=20, sanity_draws=2, sanity_steps=2, trust_maps=40,
-        draws=10, steps=150, search_images=4, region="2:5,2:5", evaluate_images=150,
+        draws=10, steps=100, search_images=3, region="2:5,2:5", evaluate_images=120,
         shares=(1.0, 5.0, 10.0, 20.0, 40.0), traverse_images=60, verify=20,
-        together_images=24,
+        together_images=16,
     )  # fmt: skip
