@@ -1,6 +1,6 @@
 """Measure what vqcortex costs beside what it replaces, and write results.json and the table of README.md.
 
-python benchmarks/run.py                    # a quarter of an hour on two cores that do nothing else
+python benchmarks/run.py                    # about an hour on two cores that do nothing else
 python benchmarks/run.py --only search      # one of them; the others keep the results they have
 python benchmarks/run.py --small            # toy sizes, seconds; shows that it runs and nothing else
 """
