@@ -13,6 +13,7 @@ from torch import Tensor
 from vqcortex.config import raise_all
 from vqcortex.evaluation.arms import hide_top
 from vqcortex.evaluation.metrics.protocol import MapMetric, Reads, check_maps
+from vqcortex.evaluation.rank_agreement import rank_correlation
 from vqcortex.evaluation.values import check_names
 
 
@@ -29,9 +30,7 @@ class RankAgreement:
     def __call__(self, first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
         check_maps(first, second, "the other maps")
         check_maps(second, first, "the other maps")
-        one, two = (ranks - ranks.mean(1, keepdim=True) for ranks in (mean_ranks(first), mean_ranks(second)))
-        together, apart = (one * two).sum(1), one.norm(dim=1) * two.norm(dim=1)
-        return torch.where(apart > 0, together / apart.where(apart > 0, 1), 0).float()
+        return rank_correlation(first, second).rho.float()
 
 
 @final
