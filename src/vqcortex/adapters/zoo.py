@@ -36,41 +36,39 @@ def zoo_names() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
 
 
-def load_zoo(spec: Spec) -> Adapter:
-    """Open an embedded model, "zoo:NAME", on the CPU.
+def load_zoo(name: str) -> Adapter:
+    """Open the embedded model `name`, on the CPU; options may follow it: "NAME?top_k=50".
 
     Raises:
         UnknownName: There is no such model.
         ModelError: Its files are absent or altered.
-        ConfigError: An option that it does not know.
+        ConfigError: An option is wrong, or one that it does not know.
     """
-    name = spec.place
-    if name not in zoo_names():
-        near = get_close_matches(name, zoo_names(), n=1)
+    known, plain = zoo_names(), name.partition("?")[0]
+    if plain not in known:
+        near = get_close_matches(plain, known, n=1)
         hint = f" Did you mean 'zoo:{near[0]}'?" if near else ""
         raise UnknownName(
-            f"no embedded model named 'zoo:{name}'; known: {', '.join(f'zoo:{n}' for n in zoo_names())}.{hint}"
+            f"no embedded model named 'zoo:{plain}'; known: {', '.join(f'zoo:{one}' for one in known)}.{hint}"
         )
-    return open_model(ZOO / name, spec)
+    return open_model(ZOO / plain, f"zoo:{name}")
 
 
-def open_model(folder: Path, spec: Spec) -> Adapter:
+def open_model(folder: Path, name: str) -> Adapter:
     """Open a folder with a model.json.
 
     Args:
-        folder: Where it lies.
-        spec: What the model is called, and how its tokens are drawn where that is not as model.json says.
+        folder: Where it lies, whatever its name says.
+        name: What the model is called, with options.
     Raises:
         ModelError, ConfigError: As `load_zoo`.
     """
-    listed = folder / "model.json"
+    listed, spec = folder / "model.json", Spec.read(name)
     try:
         about = json.loads(listed.read_text(encoding="utf-8"))
         family = about.get("family", "vqvae")
         if family not in _OPENERS:
-            raise ModelError(
-                f"{str(listed)!r} says family={family!r}; known: {', '.join(sorted(_OPENERS))}, and without one vqvae"
-            )
+            raise ModelError(f"{str(listed)!r} says family={family!r}; known: {', '.join(sorted(_OPENERS))}")
         return _OPENERS[family](folder, about, spec)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
@@ -83,7 +81,7 @@ def open_model(folder: Path, spec: Spec) -> Adapter:
 def _open_vqvae(folder: Path, about: Mapping[str, Any], spec: Spec) -> ZooModel:
     """model.safetensors and prior.safetensors."""
     if spec.options:
-        raise ConfigError(f"model {spec.text!r} takes no options; write zoo:{spec.place}")
+        raise ConfigError(f"model {spec.text!r} takes no options; leave out what follows the question mark")
     first = VQVAE(VQVAESettings(**about["model"]["settings"]))
     prior = TokenPrior(PriorSettings(**about["prior"]["settings"]))
     for part, module in (("model", first), ("prior", prior)):
@@ -228,10 +226,14 @@ class ZooModel:
         return logits.log_softmax(2).transpose(1, 2).unflatten(2, self.grid)
 
 
+def _open(spec: Spec) -> Adapter:
+    return load_zoo(spec.text.partition(":")[2])
+
+
 FAMILY = Family(
     name="zoo",
     title="Embedded models, shipped with vqcortex",
     formats="",
     abilities=(ENCODE, DECODE, GENERATE, LOGITS),
-    open=load_zoo,
+    open=_open,
 )
