@@ -677,7 +677,7 @@ def sampling_of(spec: Spec, plain: Sampling = PLAIN) -> Sampling:
     top_p = real_option(spec, "top_p")
     if top_p is not None and top_p > 1:
         raise ConfigError(f"top_p={top_p:g} of model {spec.text!r} is a probability: at most 1")
-    given = {
+    given: dict[str, Any] = {
         "temperature": real_option(spec, "temperature"),
         "top_k": whole_option(spec, "top_k"),
         "top_p": top_p,
