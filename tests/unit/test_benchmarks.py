@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FILES = ("common", "tis", "search", "swaps", "pooling", "adapters", "draws", "evaluation", "run")
+FILES = ("common", "tis", "search", "swaps", "pooling", "adapters", "draws", "evaluation", "geometry", "run")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def bench():
 def in_process(bench, monkeypatch):
     """Memory measured in this process: the figures are worthless, but starting six more takes half a minute."""
     monkeypatch.setattr(bench.tis, "grown_apart", bench.tis.grown)
+    monkeypatch.setattr(bench.geometry, "grown_apart", bench.geometry.grown)
 
 
 def run(bench, *words):
@@ -45,6 +46,7 @@ def run(bench, *words):
         ("adapters", [1 / 1.05] * 4),
         ("draws", [4] * 3),
         ("evaluation", [30, 30]),
+        ("geometry", [13, 1, 1] * 4 + [3]),
     ],
 )
 def test_every_benchmark_runs_at_toy_size(bench, name, targets):
