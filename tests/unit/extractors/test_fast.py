@@ -45,24 +45,38 @@ def test_in_float32_nothing_changes_but_the_norms_are_gone(name):
     assert twin.settings is not None
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.9), (torch.float16, 0.99)], ids=["bf16", "f16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_in_half_precision_importance_has_the_same_order(name):
+def test_in_half_precision_importance_has_nearly_the_same_order(name, dtype, least):
     extractor, embedded = case(name)
-    twin, method = fast_twin(extractor), Tis(draws=4)
+    twin, method = fast_twin(extractor, dtype), Tis(draws=2)
     scores = method(twin, embedded, CONCEPT, IDS)
     assert scores.dtype == torch.float32
-    assert next(twin.parameters()).dtype == torch.bfloat16
-    assert rank_correlation(scores, method(extractor, embedded, CONCEPT, IDS)).rho.mean() > 0.97
+    assert next(twin.parameters()).dtype == dtype
+    exact = method(extractor, embedded, CONCEPT, IDS)
+    assert rank_correlation(scores, exact).rho.mean() > least
+    torch.testing.assert_close(scores.mean(), exact.mean(), rtol=0.1, atol=0)
+
+
+def test_gradients_too_small_for_half_precision_are_not_lost():
+    extractor, embedded = case("conv8")
+    with torch.no_grad():
+        extractor.head.weight.mul_(1e-3)
+    scores, exact = (
+        Tis(draws=2)(one, embedded, CONCEPT, IDS) for one in (fast_twin(extractor, torch.float16), extractor)
+    )
+    assert exact.max() < 2**-14  # below, float16 has no full precision
+    assert rank_correlation(scores, exact).rho.mean() > 0.99
 
 
 def test_the_extractor_is_left_as_it_is():
     extractor, _ = case("conv8")
     before = {key: value.clone() for key, value in extractor.state_dict().items()}
-    fast_twin(extractor)
+    fast_twin(extractor, torch.bfloat16)
     assert all(torch.equal(value, before[key]) for key, value in extractor.state_dict().items())
     assert all(weight.requires_grad for weight in extractor.parameters())
 
 
 def test_an_extractor_that_looks_through_the_decoder_has_no_twin():
     with pytest.raises(ConfigError, match=r"looks through the model's decoder.*dtype=bfloat16"):
-        fast_twin(build_extractor("pictures", 6, (8, 8), 5, 0))
+        fast_twin(build_extractor("pictures", 6, (8, 8), 5, 0), torch.bfloat16)
