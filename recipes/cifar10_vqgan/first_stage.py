@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from lightning.fabric import Fabric
 from loop import Job, Player, Trained, train
 from networks import Eye, PatchDiscriminator
@@ -140,6 +141,8 @@ def train_first_stage(
     if eye is not None:
         eye.to(fabric.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     fused: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
+    if compiled:  # the adaptive weight runs backwards through the same graph twice
+        torch._functorch.config.donated_buffer = False
     encode, decode = fused(network.encode), fused(network.decode)
     difference = None if eye is None else fused(eye.difference)
     rng = generator_for(seed, name, "start")
