@@ -97,7 +97,8 @@ def fast_twin(extractor: nn.Module, dtype: torch.dtype) -> Fast:
     for part in list(network.modules()):
         for layer, norm in _pairs_of(part):
             _fold(part, layer, norm)
-    return Fast(network.to(dtype, memory_format=torch.channels_last), dtype).eval().requires_grad_(False)
+    network.to(dtype=dtype).to(memory_format=torch.channels_last)
+    return Fast(network, dtype).eval().requires_grad_(False)
 
 
 def _pairs_of(part: nn.Module) -> Iterator[tuple[str, str]]:
