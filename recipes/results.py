@@ -17,6 +17,9 @@ from typing import Any, final
 import numpy as np
 
 from vqcortex.cli.show import Bars
+from vqcortex.files import write_json
+from vqcortex.images import open_images
+from vqcortex.judges import load_judges
 from vqcortex.pipelines.exhibit import gather
 from vqcortex.pipelines.run import run
 from vqcortex.pipelines.settings import CompareSettings, RunSettings
@@ -62,7 +65,10 @@ class Plan:
 
     def settings(self, out: Path, sources: dict[str, str]) -> RunSettings:
         """Of `run`."""
-        own = {} if self.data is None else {"images": sources[self.data], "images_split": "test"}
+        own: dict[str, Any] = {}
+        if self.data is not None:
+            source = sources[self.data]
+            own = {"images": source, "images_split": "test", "judge_concepts": names_beside(out, source, self.model)}
         return RunSettings(out=out, model=self.model, region=self.region, **SAME, **own)
 
 
@@ -83,17 +89,28 @@ STUDIES = {
 }  # fmt: skip
 
 
+def names_beside(out: Path, source: str, model: str) -> Path | None:
+    """A file that says what judges call the source's concepts, in their order; None where the names are the same."""
+    ours, theirs = open_images(source, "test").concepts, load_judges(model)[0].concepts
+    if ours == theirs:
+        return None
+    path = out.with_name(f"{out.name}-concepts.json")
+    write_json(path, dict(zip(ours, theirs, strict=True)))
+    return path
+
+
 def make(name: str, work: Path, sources: dict[str, str]) -> None:
     """Run a study and compare methods on it; with real images, also the four extractors, in a study beside it."""
     plan = STUDIES[name]
     run(plan.settings(work / name, sources), progress=Bars())
-    compare(CompareSettings(out=work / name, compare_methods=COMPARED), progress=Bars())
+    names = plan.settings(work / name, sources).judge_concepts
+    compare(CompareSettings(out=work / name, compare_methods=COMPARED, judge_concepts=names), progress=Bars())
     if plan.data is not None:
         beside = beside_of(work / name)
         settings = replace(plan.settings(beside, sources), companions=EXTRACTORS[1:])
         make_tokens(settings, progress=Bars())
         train(settings, progress=Bars())
-        compare(CompareSettings(out=beside, compare_methods=BY_EXTRACTOR), progress=Bars())
+        compare(CompareSettings(out=beside, compare_methods=BY_EXTRACTOR, judge_concepts=names), progress=Bars())
 
 
 def beside_of(folder: Path) -> Path:
