@@ -124,7 +124,9 @@ def measure_footprint(
 
 
 @torch.no_grad()
-def _swapped(decode: Decode, codebook: Tensor, grid: Tensor, positions: Tensor, codes: Tensor) -> Float[Tensor, "n H W"]:
+def _swapped(
+    decode: Decode, codebook: Tensor, grid: Tensor, positions: Tensor, codes: Tensor
+) -> Float[Tensor, "n H W"]:
     """Mean absolute change over the channels when one token is swapped, a swap at a time."""
     grids = grid.flatten().repeat(len(positions) + 1, 1)
     grids[torch.arange(1, len(grids)), positions] = codes.to(grids)

@@ -182,8 +182,8 @@ class Smallest:
             best = worth.round(decimals=DIGITS).argmax(1)
             each = torch.arange(len(rows), device=flat.device)
             kept = worth[each, best] >= self.sureness
-            found[[row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]] = (
-                back[each, best][kept].unflatten(1, found.shape[1:])
-            )
+            found[[row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]] = back[each, best][
+                kept
+            ].unflatten(1, found.shape[1:])
             rows = [row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]
         return found

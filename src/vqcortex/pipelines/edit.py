@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from vqcortex.pipelines.settings import EditSettings
 from vqcortex.pipelines.stamps import check_trust
 from vqcortex.pipelines.strips import strip
 from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
-from vqcortex.results import Column, Table, save_table
+from vqcortex.results import Column, Table, load_table, save_table
 from vqcortex.tokens.shard import joined
 from vqcortex.tokens.store import TokenBatch, TokenStore
 
@@ -99,7 +98,7 @@ def edit(settings: EditSettings, *, progress: Progress = QUIET, engine: Engine =
     check_ability(loaded.model.name, loaded.model.abilities, DECODE, "an edit needs pictures")
     judges = load_judges(judges_place(study, settings.judges, loaded.model), settings.device)
     _check_names(settings, loaded)
-    stage = f"{STAGE}-{settings.label}" if settings.label else STAGE
+    stage = stage_of(settings.label)
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train")}
     inputs |= study.fingerprints("concepts", "traverse") | court_inputs(judges, settings, loaded.concepts)
     key = stage_key(stage, settings, EditSettings, inputs)
@@ -207,9 +206,7 @@ def _targets(settings: EditSettings, batch: TokenBatch, loaded: Loaded) -> Int[T
     return torch.full((len(batch),), target)
 
 
-def region_of(
-    settings: EditSettings, task: Task, means: Means, loaded: Loaded, study: Study
-) -> Bool[Tensor, "b h w"]:
+def region_of(settings: EditSettings, task: Task, means: Means, loaded: Loaded, study: Study) -> Bool[Tensor, "b h w"]:
     """Where the tokens of each image may change, of the laid-out grid.
 
     Raises:
@@ -317,9 +314,7 @@ def _made_again(record: Mapping[str, Any], loaded: Loaded) -> Edited:
     target = torch.tensor(
         [NOWHERE if one["target"] is None else loaded.concepts.index(one["target"]) for one in record["images"]]
     )
-    return Edited(
-        batch=batch, target=target, free=grids["free"].bool(), after=grids["after"], radius=record["radius"]
-    )
+    return Edited(batch=batch, target=target, free=grids["free"].bool(), after=grids["after"], radius=record["radius"])
 
 
 def _record(settings: EditSettings, made: Edited, loaded: Loaded) -> dict[str, Any]:
@@ -502,23 +497,33 @@ def log_likelihood(loaded: Loaded, tokens: Int[Tensor, "b h w"], concept: Int[Te
     return torch.cat(parts)
 
 
+def edit_stages(study: Study) -> list[str]:
+    """Stages of a study that are finished edits, by name."""
+    found = [path.parent.name for path in study.folder.glob(f"{STAGE}*/stage.json")]
+    return sorted(name for name in found if name == STAGE or name.startswith(f"{STAGE}-"))
+
+
 def told(settings: EditSettings) -> list[str]:
     """Closing lines: per judge how many edits it accepts, and their size and leak."""
-    stage = f"{STAGE}-{settings.label}" if settings.label else STAGE
-    path = settings.out / stage / "edits.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return told_of(settings.out / stage_of(settings.label))
+
+
+def stage_of(label: str) -> str:
+    """The stage of an edit with this label."""
+    return f"{STAGE}-{label}" if label else STAGE
+
+
+def told_of(folder: Path) -> list[str]:
+    """The same of the folder of an edit."""
+    rows = load_table(folder / "edits.json").rows
     lines = []
     for judge in dict.fromkeys(row["judge"] for row in rows):
-        mine = [row for row in rows if row["judge"] == judge]
-        aimed = [row for row in mine if row["accepted"] is not None]
-        if aimed:
-            count = sum(row["accepted"] for row in aimed)
-            lines.append(f"judge {judge} ({mine[0]['role']}): accepts {count} of {len(aimed)}")
-    if rows:
-        sizes = [row["changed_tokens"] for row in rows]
-        leaks = [row["leak"] for row in rows if row["leak"] is not None]
-        leak = f"{sum(leaks) / len(leaks):.2f}/255" if leaks else "none possible, nothing lies outside"
-        lines.append(f"tokens changed: {sum(sizes) / len(sizes):.1f} per image; leak outside region and footprint: {leak}")
+        mine = [row for row in rows if row["judge"] == judge and row["accepted"] is not None]
+        if mine:
+            count = sum(row["accepted"] for row in mine)
+            lines.append(f"judge {judge} ({mine[0]['role']}) finds the target likelier in {count} of {len(mine)}")
+    sizes = [row["changed_tokens"] for row in rows]
+    leaks = [row["leak"] for row in rows if row["leak"] is not None]
+    leak = f"{sum(leaks) / len(leaks):.2f}/255" if leaks else "none possible, nothing lies outside"
+    lines.append(f"tokens changed: {sum(sizes) / len(sizes):.1f} per image; leak outside region and footprint: {leak}")
     return lines
-
-

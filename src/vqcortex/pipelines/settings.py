@@ -447,7 +447,7 @@ class EditabilitySettings(JudgedSettings):
     editability_images: int = 40
     """Test images per concept and kind of edit, at least 1."""
     editability_tokens: tuple[int, ...] = (1, 5, 20)
-    """Concept tokens used, the best first; each at least 1, and at most as many as are kept per concept."""
+    """Concept tokens used, the best first, each at least 1; at most as many as are kept per concept."""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -602,6 +602,7 @@ class UsageSettings(StudySettings):
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(
     ReportSettings,
+    EditabilitySettings,
     EvaluateSettings,
     JudgesSettings,
     SearchSettings,

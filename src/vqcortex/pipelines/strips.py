@@ -28,14 +28,20 @@ def strip(
         ShapeError: There is no image, or the numbers of images differ.
     """
     if not len(before) == len(after) == len(changed) or not len(before):
-        raise ShapeError(f"{len(before)} images came with {len(after)} edits and {len(changed)} marks; give 1 or more each")
+        raise ShapeError(
+            f"{len(before)} images came with {len(after)} edits and {len(changed)} marks; give 1 or more each"
+        )
     was, now = (one.permute(0, 2, 3, 1).double().cpu().numpy() for one in (before, after))
     away = 1 - np.abs(now - was).mean(-1, keepdims=True).repeat(3, -1)
     tall, wide = was.shape[1:3]
     scale = max(1, -(-LEAST // max(tall, wide)))
     rows = [
         np.concatenate(
-            [_framed(_enlarged(one, scale)) for one in (was[n], now[n], away[n], _marked(now[n], changed[n].cpu().numpy()))], 1
+            [
+                _framed(_enlarged(one, scale))
+                for one in (was[n], now[n], away[n], _marked(now[n], changed[n].cpu().numpy()))
+            ],
+            1,
         )
         for n in range(len(was))
     ]
