@@ -120,7 +120,7 @@ def masked(mask: Float[Tensor, "H W"], grid: tuple[int, int], size: tuple[int, i
     """A mask image as positions: those of which at least half is painted.
 
     Args:
-        mask: Brightness, 0 to 1; 0.5 and more is painted. As many rows and columns as the grid or as the model's images.
+        mask: Brightness, 0 to 1; 0.5 and more is painted. As many rows and columns as the grid or the model's images.
         grid: Rows and columns of the grid, (h, w).
         size: Height and width of the model's images.
 

@@ -51,7 +51,8 @@ class Trials:
 COLUMNS = {
     "concept": Column(unit="name", meaning="Concept taken out, put in, or swapped for; all: every concept."),
     "kind": Column(
-        unit="name", meaning="remove: out of its images; insert: into images of others; swap: of another's tokens for its own.",
+        unit="name",
+        meaning="remove: out of its images; insert: into images of others; swap: of another's tokens for its own.",
     ),
     "tokens": Column(unit="tokens", meaning="Tokens of the list that were used, the best first."),
     "arm": Column(unit="name", meaning="Whose list: concept_tokens, token_frequency of the concept, or random_codes."),
@@ -59,13 +60,14 @@ COLUMNS = {
     "images": Column(unit="images", meaning="Edits behind the share."),
     "success": Column(
         unit="share, 0 to 1", better="higher",
-        meaning="Edits after which the judge no longer finds the concept likeliest (remove), or finds it likelier than what "
-        "was shown (insert, swap).",
+        meaning="Edits after which the judge no longer finds the concept likeliest (remove), or finds it likelier "
+        "than what was shown (insert, swap).",
     ),
     "low": Column(unit="share, 0 to 1", meaning="Lower end of its 95 % interval (Wilson); empty without images."),
     "high": Column(unit="share, 0 to 1", meaning="Upper end."),
     "beyond": Column(
-        unit="share, -1 to 1", better="higher", meaning="Success of the concept's own tokens minus this arm's, same images.",
+        unit="share, -1 to 1", better="higher",
+        meaning="Success of the concept's own tokens minus this arm's, same images.",
     ),
     "p": Column(unit="probability, 0 to 1", meaning="Sign-flip test of that difference; empty for our own arm."),
     "changed_tokens": Column(unit="tokens", meaning="Tokens changed, mean over images."),

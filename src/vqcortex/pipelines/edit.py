@@ -121,7 +121,7 @@ def _check_names(settings: EditSettings, loaded: Loaded) -> None:
             choose([name], loaded.concepts, "the study")  # likewise
 
 
-# -- what is edited, and where ------------------------------------------------------------------------------------------
+# -- what is edited, and where -----------------------------------------------------------------------------------------
 
 
 def _made(
@@ -272,7 +272,7 @@ def inside_of(free: Bool[Tensor, "b h w"], radius: int, place: Place) -> Bool[Te
     return place.pixels(dilated(finest, radius))
 
 
-# -- records ------------------------------------------------------------------------------------------------------------
+# -- records -----------------------------------------------------------------------------------------------------------
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def _record(settings: EditSettings, made: Edited, loaded: Loaded) -> dict[str, A
     }  # fmt: skip
 
 
-# -- what it did --------------------------------------------------------------------------------------------------------
+# -- what it did -------------------------------------------------------------------------------------------------------
 
 PROBABILITY = "probability, 0 to 1"
 COLUMNS = {
@@ -364,7 +364,8 @@ COLUMNS = {
     "nearness_after": Column(unit="ratio", better="lower", meaning="The same after it; 1 is as near as they are."),
     "outside": Column(unit="share, 0 to 1", meaning="Share of the picture outside the region and its footprint."),
     "leak": Column(
-        unit="255ths", better="lower", meaning="Mean absolute change of a pixel there; empty where nothing lies outside.",
+        unit="255ths", better="lower",
+        meaning="Mean absolute change of a pixel there; empty where nothing lies outside.",
     ),
     "leak_ssim": Column(unit="SSIM, -1 to 1", better="higher", meaning="Mean structural similarity there."),
     "leak_visible": Column(

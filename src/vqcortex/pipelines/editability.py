@@ -185,7 +185,7 @@ def _asked(court: Court, tokens: Int[Tensor, "b h w"]) -> Float[Tensor, "j b c"]
 
 def _undecided(
     kind: Kind, concept: int, images: TokenBatch, answer: Float[Tensor, "j b c"], every: bool = True
-) -> Bool[Tensor, "..."]:
+) -> Bool[Tensor, ...]:
     """Whether an edit would still have something to do: (b,) for every judge at once, or (j, b)."""
     if kind == "remove":
         found = answer.argmax(2) == concept

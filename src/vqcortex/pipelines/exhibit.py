@@ -317,7 +317,8 @@ def _validating_edits(study: Study, loaded: Loaded) -> Iterator[EditExhibit]:
         if which == "before":
             arms = {one.split(":")[2]: grids for one, grids in gallery.items() if one.startswith(f"{concept}:{kind}:")}
             yield EditExhibit(
-                title=EDIT_TITLES[kind].format(loaded.concepts[int(concept)]), about=(), before=pictures(loaded, before),
+                title=EDIT_TITLES[kind].format(loaded.concepts[int(concept)]), about=(),
+                before=pictures(loaded, before),
                 after={arm: pictures(loaded, grids) for arm, grids in arms.items() if arm != "before"},
             )  # fmt: skip
 

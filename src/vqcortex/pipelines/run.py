@@ -33,7 +33,7 @@ STEPS = (
 
 
 def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Study:
-    """Explain a model's tokens from end to end: tokens, extractors, trust, scores, concepts, search, evidence, edits, page.
+    """Explain a model's tokens from end to end: tokens, extractors, trust, scores, concepts, search, edits, page.
 
     Before anything is explained, the explanation is examined (sanity) and weighed (trust), with judges that are trained
     where none lie with the model. A model that cannot decode has no pictures: its stages up to the search are done,

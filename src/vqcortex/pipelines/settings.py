@@ -454,7 +454,8 @@ class EditabilitySettings(JudgedSettings):
         if self.editability_images < 1:
             yield f"editability-images={self.editability_images} must be at least 1"
         if not self.editability_tokens or min(self.editability_tokens) < 1:
-            yield f"editability-tokens={','.join(map(str, self.editability_tokens))} must be one or more, each at least 1"
+            sizes = ",".join(map(str, self.editability_tokens))
+            yield f"editability-tokens={sizes} must be one or more numbers, each at least 1"
 
 
 @dataclass(frozen=True, kw_only=True)

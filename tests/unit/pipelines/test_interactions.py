@@ -10,7 +10,7 @@ from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.attribution.interactions import pairs_of
 from vqcortex.errors import ConfigError, StudyError
 from vqcortex.pipelines.concepts import concept_lists
-from vqcortex.pipelines.interactions import Question, first_test_images, _questions, interactions, measure_question
+from vqcortex.pipelines.interactions import Question, _questions, first_test_images, interactions, measure_question
 from vqcortex.pipelines.loaded import EXPLAINED, load_all
 from vqcortex.pipelines.run import narrowed
 from vqcortex.pipelines.settings import InteractionsSettings
