@@ -123,11 +123,11 @@ def test_the_smallest_edit_is_the_shortest_there_is_where_swaps_add_up():
         for size in range(7):
             wins = False
             for places in itertools.combinations(range(6), size):
-                every = torch.tensor(list(itertools.product(range(5), repeat=size))).view(-1, size)
+                every = torch.tensor(list(itertools.product(range(5), repeat=size)), dtype=torch.int64)
                 grids = grid.flatten().repeat(len(every), 1)
                 grids[:, list(places)] = every
                 wins = wins or bool((lead(grids.view(-1, 2, 3)) >= sure).any())
-            if wins or size == 6:
+            if wins:
                 break
         assert int((found[image] != grid).sum()) == size if wins else float(lead(found[image][None])) < sure
 

@@ -38,7 +38,7 @@ class Leak:
 def measure_leak(
     before: Float[Tensor, "b 3 H W"],
     after: Float[Tensor, "b 3 H W"],
-    inside: Bool[Tensor, "b H W"],
+    inside: Bool[Tensor, "masks rows columns"],
     threshold: float = THRESHOLD,
 ) -> Leak:
     """How much of an edit is seen where it should not be.

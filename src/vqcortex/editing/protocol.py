@@ -38,7 +38,7 @@ class Task:
     """
 
     tokens: Int[Tensor, "b h w"]
-    free: Bool[Tensor, "b h w"]
+    free: Bool[Tensor, "images rows columns"]
     source: Int[Tensor, " b"]
     target: Int[Tensor, " b"]
     image_ids: tuple[str, ...]

@@ -96,7 +96,7 @@ def swaps_between(before: Int[Tensor, "h w"], after: Int[Tensor, "h w"]) -> str:
 
 
 def copied(
-    tokens: Int[Tensor, "b h w"], other: Int[Tensor, "h w"], free: Bool[Tensor, "b h w"]
+    tokens: Int[Tensor, "b h w"], other: Int[Tensor, "rows columns"], free: Bool[Tensor, "b h w"]
 ) -> Int[Tensor, "b h w"]:
     """The grids with what another image has in their region.
 

@@ -63,8 +63,9 @@ def edit_rows(tables: Mapping[str, Table]) -> tuple[tuple[str, ...], list[EditRo
     found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
         if row["tokens"] == most:
-            ends = [None if end is None else end * 100 for end in (row["success"], row["low"], row["high"])]
-            found.setdefault((row["concept"], row["kind"]), {})[row["arm"], row["judge"]] = estimate(*ends, 0)
+            share, low, high = (None if one is None else one * 100 for one in (row["success"], row["low"], row["high"]))
+            text = estimate(share, low, high, 0)
+            found.setdefault((row["concept"], row["kind"]), {})[row["arm"], row["judge"]] = text
     lines = [
         EditRow(concept=concept, kind=KINDS[kind], cells=tuple(cells[arm, judge] for arm in STYLES for judge in judges))
         for (concept, kind), cells in found.items()

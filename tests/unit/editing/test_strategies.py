@@ -50,7 +50,7 @@ def cells(count, code=RED, others=0):
 
 def test_the_smallest_edit_swaps_as_few_tokens_as_the_lead_needs():
     # Five red cells against none: each cell that turns from red to blue moves the lead by two.
-    found = Smallest(sureness=1.0, path=1)(task_of(cells(5)), means_of())
+    found = Smallest(sureness=0.9, path=1)(task_of(cells(5)), means_of())
     changed = found != cells(5)
     assert int(changed.sum()) == 3
     assert (found[changed] == BLUE).all()
@@ -70,10 +70,10 @@ def test_the_most_tokens_allowed_are_kept_even_where_the_target_is_missed():
 def test_swaps_that_no_chooser_misses_are_taken_back():
     task, means = task_of(cells(2)), means_of()
     found = torch.where(torch.arange(16).view(1, 4, 4) < 8, BLUE, cells(2))
-    search = Smallest(sureness=1.0)
+    search = Smallest(sureness=0.9)
     value = search.values(task, found[:, None], means)[:, 0]
     kept = search._taken_back(task, found, value, means)
-    assert float(search.values(task, kept[:, None], means)) >= 1.0
+    assert float(search.values(task, kept[:, None], means)) >= 0.9
     assert int((kept != cells(2)).sum()) < int((found != cells(2)).sum())
 
 
