@@ -1,6 +1,6 @@
 """Measure edits on a finished study: who accepts them, how small they are, how far they leak, what they cost.
 
-python benchmarks/edits.py --study STUDY                       # all pairs of concepts, squares of 3x3, extractors choose
+python benchmarks/edits.py --study STUDY  # all pairs of concepts, squares of 3x3, extractors choose
 python benchmarks/edits.py --study STUDY --side 5 --every 3    # every third pair, 5x5
 python benchmarks/edits.py --study STUDY --chosen-by conv8 --chosen-by judge:cnn
 
@@ -72,17 +72,19 @@ def edited(name: str, task: Task, means: Means, settings: dict[str, Any]) -> tup
 
 
 @torch.no_grad()
-def measured(task: Task, grids: Tensor, loaded: Loaded, judges: Any, seconds: float) -> dict[str, Any]:
+def measured(task: Task, grids: Tensor, loaded: Loaded, judges: Any, seconds: float, radius: int) -> dict[str, Any]:
     """What one strategy came to."""
     model = loaded.model
     before, after = (model.decode(model.embed(one)) for one in (task.tokens, grids))
     assert task.inside is not None
     leak, size = measure_leak(before, after, task.inside), changed_tokens(task.tokens, grids)
+    beyond = measure_leak(before, after, inside_of(grids != task.tokens, radius, place_of(model))).mean_absolute
     known = ~leak.mean_absolute.isnan()
     row: dict[str, Any] = {
         "edits": len(task), "tokens": float(size.double().mean()), "seconds": seconds,
         "leak": float(leak.mean_absolute[known].mean() * 255) if known.any() else None,
         "leak_most": float(leak.mean_absolute[known].max() * 255) if known.any() else None,
+        "leak_of_changed": float(beyond.nanmean() * 255),
         "leak_images": int(known.sum()), "ssim": float(leak.ssim[known].mean()) if known.any() else None,
     }  # fmt: skip
     for judge in judges:
@@ -131,7 +133,7 @@ def main() -> None:
         where = task if small is None or name in ("smallest", "search") else _where_changed(task, small)
         grids, seconds = edited(name, where, means, settings)
         small = grids if name == "smallest" else small
-        rows[name] = measured(task, grids, loaded, ordered(judges, loaded.concepts), seconds)
+        rows[name] = measured(task, grids, loaded, ordered(judges, loaded.concepts), seconds, radius)
         print(_line(name, rows[name], asked.chosen_by), flush=True)
     if asked.json is not None:
         about = {"side": asked.side, "every": asked.every, "chosen_by": list(choosers), "radius": radius}
@@ -154,8 +156,9 @@ def _line(name: str, row: dict[str, Any], chose: list[str]) -> str:
             said.append(
                 f"{judge} ({role}) {one['accepted']:.3f} [{low:.3f}, {high:.3f}], named {one['named']:.3f}{size}"
             )
+    beyond = f"beyond the changed {row['leak_of_changed']:.2f}/255"
     leak = "none possible" if row["leak"] is None else f"{row['leak']:.2f}/255, most {row['leak_most']:.2f}"
-    cost = f"{row['tokens']:.2f} tokens; leak {leak} ({row['leak_images']} images); {row['seconds']:.2f} s"
+    cost = f"{row['tokens']:.2f} tokens; leak {leak} ({row['leak_images']} images), {beyond}; {row['seconds']:.2f} s"
     return f"{name}: {'; '.join(said)}; {cost}"
 
 

@@ -72,7 +72,7 @@ class Smallest:
         found = task.tokens.clone()
         value = self.values(task, found[:, None], means)[:, 0]
         for _ in range(self.most or int(task.free.flatten(1).sum(1).max())):
-            rows = (value < self.sureness).nonzero()[:, 0].tolist()
+            rows = (~self._is_content(value)).nonzero()[:, 0].tolist()
             if not rows:
                 break
             better, worth = self._step(task.take(rows), found[rows], value[rows], means)
@@ -97,6 +97,10 @@ class Smallest:
             ]
         value = torch.cat(parts).view(images, each)
         return value if self.budget is None else value.masked_fill(self._leaks(task, grids, means), -torch.inf)
+
+    def _is_content(self, value: Tensor) -> Bool[Tensor, " b"]:
+        """Whether every chooser is sure: only then is the mean of what counts as large as it can be."""
+        return value >= self.sureness - 10**-DIGITS
 
     def _content(self, means: Means, embedded: Tensor, source: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         lead = leads(means.choosers, embedded, source, target, self.over)
@@ -166,7 +170,7 @@ class Smallest:
 
     def _taken_back(self, task: Task, found: Tensor, value: Tensor, means: Means) -> Tensor:
         """Without the swaps that no chooser misses, one after the other, of images where all are content."""
-        rows = (value >= self.sureness).nonzero()[:, 0].tolist()
+        rows = self._is_content(value).nonzero()[:, 0].tolist()
         while rows:
             part = task.take(rows)
             flat, before = found[rows].flatten(1), part.tokens.flatten(1)
@@ -181,7 +185,7 @@ class Smallest:
             worth = worth.masked_fill(~changed.gather(1, place), -torch.inf)
             best = worth.round(decimals=DIGITS).argmax(1)
             each = torch.arange(len(rows), device=flat.device)
-            kept = worth[each, best] >= self.sureness
+            kept = self._is_content(worth[each, best])
             found[[row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]] = back[each, best][
                 kept
             ].unflatten(1, found.shape[1:])

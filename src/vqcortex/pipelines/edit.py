@@ -106,7 +106,7 @@ def edit(settings: EditSettings, *, progress: Progress = QUIET, engine: Engine =
 
     def work(folder: Path) -> None:
         with progress.bar("edit: measured", 1) as advance:
-            _write(folder, settings, made, loaded, judges, engine)
+            _write(folder, settings, made, loaded, judges)
             advance()
 
     run_stage(study, key, work)
@@ -296,7 +296,7 @@ def _as_recorded(settings: EditSettings, record: Mapping[str, Any]) -> EditSetti
     }
     same = {name: getattr(settings, name) for name in ("out", "device", "batch", "require_trust", "replay")}
     if "judge_concepts" in kept:
-        kept["judge_concepts"] = Path(kept["judge_concepts"])
+        kept["judge_concepts"] = Path(str(kept["judge_concepts"]))
     return EditSettings(**{**kept, **same})
 
 
@@ -367,6 +367,10 @@ COLUMNS = {
         unit="255ths", better="lower",
         meaning="Mean absolute change of a pixel there; empty where nothing lies outside.",
     ),
+    "leak_of_changed": Column(
+        unit="255ths", better="lower",
+        meaning="The same outside the footprint of the tokens that changed, wherever the region lies.",
+    ),
     "leak_ssim": Column(unit="SSIM, -1 to 1", better="higher", meaning="Mean structural similarity there."),
     "leak_visible": Column(
         unit="share, 0 to 1", better="lower", meaning="Share of the pixels there that change by more than 8/255.",
@@ -382,18 +386,13 @@ COLUMNS = {
 
 @torch.no_grad()
 def _write(
-    folder: Path,
-    settings: EditSettings,
-    made: Edited,
-    loaded: Loaded,
-    judges: Sequence[CalibratedJudge],
-    engine: Engine,
+    folder: Path, settings: EditSettings, made: Edited, loaded: Loaded, judges: Sequence[CalibratedJudge]
 ) -> None:
     before, after = (_shown(loaded, one) for one in (made.batch.tokens, made.after))
     save_table(Table("edits", COLUMNS, _rows(settings, made, loaded, judges, before, after)), folder)
-    changed = place_of(loaded.model)
-    flat = (made.after != made.batch.tokens).flatten(1)[:, changed.first :].unflatten(1, changed.grid)
-    strip(before, after, flat).save(folder / STRIP)
+    place = place_of(loaded.model)
+    changed = (made.after != made.batch.tokens).flatten(1)[:, place.first :].unflatten(1, place.grid)
+    strip(before, after, changed).save(folder / STRIP)
     write_json(folder / RECORD, _record(settings, made, loaded))
 
 
@@ -410,7 +409,11 @@ def _rows(
     before: Tensor,
     after: Tensor,
 ) -> list[dict[str, Any]]:
-    leak = measure_leak(before, after, inside_of(made.free, made.radius, place_of(loaded.model)).to(before.device))
+    place, changed = place_of(loaded.model), made.after != made.batch.tokens
+    leak, beyond = (
+        measure_leak(before, after, inside_of(region, made.radius, place).to(before.device))
+        for region in (made.free, changed)
+    )
     has_target = made.target != NOWHERE
     as_what = torch.where(has_target, made.target, made.batch.concept)
     likely = [
@@ -426,6 +429,7 @@ def _rows(
             "region_tokens": int(made.free[row].sum()), "changed_tokens": int(sizes[row]),
             "swaps": swaps_between(made.batch.tokens[row], made.after[row]),
             "outside": float(leak.outside[row]), "leak": _known(leak.mean_absolute[row] * FULL),
+            "leak_of_changed": _known(beyond.mean_absolute[row] * FULL),
             "leak_ssim": _known(leak.ssim[row]), "leak_visible": _known(leak.visible[row]),
             "likelihood_before": None if likely[0] is None else float(likely[0][row]),
             "likelihood_after": None if likely[1] is None else float(likely[1][row]),
@@ -524,7 +528,7 @@ def told_of(folder: Path) -> list[str]:
             count = sum(row["accepted"] for row in mine)
             lines.append(f"judge {judge} ({mine[0]['role']}) finds the target likelier in {count} of {len(mine)}")
     sizes = [row["changed_tokens"] for row in rows]
-    leaks = [row["leak"] for row in rows if row["leak"] is not None]
+    leaks = [row["leak_of_changed"] for row in rows if row["leak_of_changed"] is not None]
     leak = f"{sum(leaks) / len(leaks):.2f}/255" if leaks else "none possible, nothing lies outside"
-    lines.append(f"tokens changed: {sum(sizes) / len(sizes):.1f} per image; leak outside region and footprint: {leak}")
+    lines.append(f"tokens changed: {sum(sizes) / len(sizes):.1f} per image; leak beyond their footprint: {leak}")
     return lines

@@ -144,7 +144,8 @@ def _edited(
     asked: Question, *, court: Court, known: Known, settings: EditabilitySettings
 ) -> tuple[list[Trials], dict[str, Tensor]]:
     """The trials of one concept, and images for the page."""
-    trials, shown = [], {}
+    trials: list[Trials] = []
+    shown: dict[str, Tensor] = {}
     sizes = sorted({min(one, known.lists[OURS].shape[1]) for one in settings.editability_tokens})
     believed = {name: _asked(court, images.tokens) for name, images in (("own", asked.own), ("others", asked.others))}
     for kind in KINDS:

@@ -15,7 +15,7 @@ GROUND, MARK = (255, 255, 255), np.array((240, 106, 36), np.float64)
 
 
 def strip(
-    before: Float[Tensor, "b 3 H W"], after: Float[Tensor, "b 3 H W"], changed: Bool[Tensor, "b p q"]
+    before: Float[Tensor, "b 3 H W"], after: Float[Tensor, "n 3 H W"], changed: Bool[Tensor, "m p q"]
 ) -> Image.Image:
     """Per image, from left to right: before, after, absolute difference on white, after with changed tokens marked.
 

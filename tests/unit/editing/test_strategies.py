@@ -73,7 +73,7 @@ def test_swaps_that_no_chooser_misses_are_taken_back():
     search = Smallest(sureness=0.9)
     value = search.values(task, found[:, None], means)[:, 0]
     kept = search._taken_back(task, found, value, means)
-    assert float(search.values(task, kept[:, None], means)) >= 0.9
+    assert float(search.values(task, kept[:, None], means)) >= 0.9 - 1e-4
     assert int((kept != cells(2)).sum()) < int((found != cells(2)).sum())
 
 

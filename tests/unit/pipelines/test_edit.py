@@ -18,6 +18,7 @@ from vqcortex.pipelines.loaded import load_all
 from vqcortex.pipelines.means import place_of
 from vqcortex.pipelines.settings import EditSettings
 from vqcortex.pipelines.study import Study
+from vqcortex.results import load_table
 
 SAME = {"source": "red", "target": "blue", "edit_images": 2, "sureness": 1.0}
 
@@ -30,7 +31,7 @@ def copied(toy_study, tmp_path):
 
 def made(out, **changed):
     folder = edit(EditSettings(out=out, **{**SAME, **changed}))
-    return folder, json.loads((folder / "record.json").read_text()), Study(out).table("edits").rows
+    return folder, json.loads((folder / "record.json").read_text()), load_table(folder / "edits.json").rows
 
 
 def grids(record):
@@ -143,12 +144,12 @@ def test_the_best_cells_need_the_traversal(copied):
         ({"edit_region": "2:2,0:4"}, ConfigError, "rows 2:2 and columns 0:4: empty or outside the grid"),
         ({"edit_region": "best:5"}, ConfigError, "window of 5x5 does not fit the 4x4 grid"),
         ({"edit_region": "best:x"}, ConfigError, "write the side of a square, as in 'best:3'"),
-        ({"edit_region": "tokens:rad"}, UnknownName, "no concept 'rad'"),
+        ({"edit_region": "tokens:rad"}, ConfigError, "no concept 'rad'"),
         ({"edit_region": "mask:/no/mask.png"}, DataError, "mask '/no/mask.png' cannot be read"),
         ({"swaps": "3-4"}, ConfigError, "swap '3-4' cannot be read; write row,column=code"),
         ({"swaps": "9,0=1"}, ConfigError, "swap '9,0=1' lies outside the 4x4 grid"),
         ({"swaps": "0,0=8"}, TokenError, r"wants code 8 but this codebook holds \[0, 7\]"),
-        ({"target": "blu"}, UnknownName, "no concept 'blu'"),
+        ({"target": "blu"}, ConfigError, "no concept 'blu'"),
         ({"edit_strategy": "smalest"}, UnknownName, "no edit strategy named 'smalest'"),
         ({"chosen_by": ("judge:no",)}, ConfigError, "nobody called 'judge:no' can choose tokens; the study has: conv8"),
         ({"image": ("no such",)}, DataError, "the study has no image 'no such'; its images are called as in"),
