@@ -170,7 +170,7 @@ class Smallest:
 
     def _taken_back(self, task: Task, found: Tensor, value: Tensor, means: Means) -> Tensor:
         """Without the swaps that no chooser misses, one after the other, of images where all are content."""
-        rows = self._is_content(value).nonzero()[:, 0].tolist()
+        found, rows = found.clone(), self._is_content(value).nonzero()[:, 0].tolist()
         while rows:
             part = task.take(rows)
             flat, before = found[rows].flatten(1), part.tokens.flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqcortex import __version__
 from vqcortex.adapters.protocol import DECODE, check_ability
-from vqcortex.config import plain
+from vqcortex.config import plain, raise_all
 from vqcortex.editing import CONTROLS, STRATEGIES, make_strategy
 from vqcortex.editing.footprint import Place, dilated
 from vqcortex.editing.measure import changed_tokens, features_of, measure_leak, measure_success, nearness
@@ -90,6 +90,8 @@ def edit(settings: EditSettings, *, progress: Progress = QUIET, engine: Engine =
         TrustError: Trust is required, and it is low or unknown.
     """
     settings.check()
+    if settings.replay is None:
+        raise_all(_lacking(settings))
     record = None if settings.replay is None else read_record(settings.replay)
     settings = settings if record is None else _as_recorded(settings, record)
     study = Study(settings.out)
@@ -111,6 +113,14 @@ def edit(settings: EditSettings, *, progress: Progress = QUIET, engine: Engine =
 
     run_stage(study, key, work)
     return study.path(stage)
+
+
+def _lacking(settings: EditSettings) -> Iterator[str]:
+    """What was not said and cannot be guessed."""
+    if not (settings.source or settings.image):
+        yield "nothing to edit: name a concept with --source, or images with --image"
+    if not (settings.target or settings.swaps or settings.copy_from):
+        yield "nothing to do: name a concept with --target, or give --swaps or --copy-from"
 
 
 def _check_names(settings: EditSettings, loaded: Loaded) -> None:

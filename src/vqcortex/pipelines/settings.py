@@ -426,16 +426,8 @@ class EditSettings(ExplainSettings, JudgedSettings):
             yield f"over={self.over!r} must be one of {', '.join(known)}"
         if self.dilate < -1:
             yield f"dilate={self.dilate} must be at least 0, or -1 for the decoder's footprint"
-        if self.replay is None:
-            yield from self._wish_problems()
-
-    def _wish_problems(self) -> Iterator[str]:
         if self.swaps and self.copy_from:
             yield f"swaps={self.swaps!r} and copy-from={self.copy_from!r} exclude each other; give one"
-        if not (self.source or self.image):
-            yield "nothing to edit: name a concept with --source, or images with --image"
-        if not (self.target or self.swaps or self.copy_from):
-            yield "nothing to do: name a concept with --target, or give --swaps or --copy-from"
         if self.target and self.target == self.source:
             yield f"source and target are both {self.target!r}; give two different concepts"
 
