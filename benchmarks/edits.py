@@ -84,7 +84,7 @@ def measured(task: Task, grids: Tensor, loaded: Loaded, judges: Any, seconds: fl
         "edits": len(task), "tokens": float(size.double().mean()), "seconds": seconds,
         "leak": float(leak.mean_absolute[known].mean() * 255) if known.any() else None,
         "leak_most": float(leak.mean_absolute[known].max() * 255) if known.any() else None,
-        "leak_of_changed": float(beyond.nanmean() * 255),
+        "leak_of_changed": None if beyond.isnan().all() else float(beyond.nanmean() * 255),
         "leak_images": int(known.sum()), "ssim": float(leak.ssim[known].mean()) if known.any() else None,
     }  # fmt: skip
     for judge in judges:
@@ -156,9 +156,9 @@ def _line(name: str, row: dict[str, Any], chose: list[str]) -> str:
             said.append(
                 f"{judge} ({role}) {one['accepted']:.3f} [{low:.3f}, {high:.3f}], named {one['named']:.3f}{size}"
             )
-    beyond = f"beyond the changed {row['leak_of_changed']:.2f}/255"
+    beyond = f"beyond the changed {row['leak_of_changed'] or 0:.2f}/255"
     leak = "none possible" if row["leak"] is None else f"{row['leak']:.2f}/255, most {row['leak_most']:.2f}"
-    cost = f"{row['tokens']:.2f} tokens; leak {leak} ({row['leak_images']} images), {beyond}; {row['seconds']:.2f} s"
+    cost = f"{row['tokens']:.2f} tokens; leak {leak} ({row['leak_images']} images); {beyond}; {row['seconds']:.2f} s"
     return f"{name}: {'; '.join(said)}; {cost}"
 
 

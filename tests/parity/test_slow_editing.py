@@ -93,6 +93,33 @@ def test_a_leak_is_a_mean_over_the_pixels_outside():
     assert abs(float(found.ssim) - sum(float(near[0, row, column]) for row, column in outside) / len(outside)) < 1e-9
 
 
+def test_a_slope_is_a_mean_over_the_way_to_the_mean_code_of_positions_that_do_not_touch():
+    torch.manual_seed(1)
+    chooser = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3))
+    tokens = torch.randint(5, (2, 3, 4), generator=torch.Generator().manual_seed(14))
+    free = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(15)) < 0.7
+    alive = torch.tensor([True, True, False, True, True])
+    task = Task(
+        tokens=tokens, free=free, source=torch.tensor([0, 2]), target=torch.tensor([1, 0]), image_ids=("a", "b")
+    )
+    found = Smallest(path=3, sureness=50.0).slopes(
+        task, tokens, Means(codebook=CODES, alive=alive, choosers=(chooser,))
+    )
+    middle = CODES[alive].mean(0)
+    for image, row, column in itertools.product(range(2), range(3), range(4)):
+        wanted = torch.zeros(3)
+        for step in range(3) if free[image, row, column] else ():
+            point = embed(tokens[[image]], CODES)
+            for i, j in itertools.product(range(3), range(4)):
+                if free[image, i, j] and i % 2 == row % 2 and j % 2 == column % 2:
+                    point[0, :, i, j] += (step + 0.5) / 3 * (middle - point[0, :, i, j])
+            point.requires_grad_()
+            logits = chooser(point)[0]
+            (logits[task.target[image]] - logits[task.source[image]]).backward()
+            wanted += point.grad[0, :, row, column] / 3
+        torch.testing.assert_close(found[image, :, row, column], wanted, atol=1e-6, rtol=1e-5)
+
+
 class Linear(nn.Module):
     """Logits that are a sum over positions: the best swaps are those of the largest gain, whatever else is swapped."""
 

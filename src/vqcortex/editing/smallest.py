@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -15,6 +15,8 @@ from vqcortex.config import raise_all
 from vqcortex.editing.protocol import AT_ONCE, Means, Task, check_task, embed, leads, needed
 
 SHARE = 2  # times its share of the candidates that a position gets at most, or one would have them all
+MORE = 4  # times as many candidates where the first ones did not help
+COLOURS = 2  # per axis: positions of one colour never touch, not even at a corner
 DIGITS = 4  # decimals by which values are told apart, in nats: rounding must not decide between equals
 
 
@@ -123,7 +125,16 @@ class Smallest:
 
     def _step(self, task: Task, found: Tensor, value: Tensor, means: Means) -> tuple[Tensor, Tensor]:
         """The best verified swap of each image, where it helps."""
-        place, code = self.promising(task, found, means)
+        chosen, worth = self._tried(task, found, value, means, self.candidates)
+        # Where nothing helped, more is tried: estimates may be poor.
+        rows = (worth == value).nonzero()[:, 0].tolist()
+        if rows:
+            part = task.take(rows)
+            chosen[rows], worth[rows] = self._tried(part, found[rows], value[rows], means, MORE * self.candidates)
+        return chosen, worth
+
+    def _tried(self, task: Task, found: Tensor, value: Tensor, means: Means, count: int) -> tuple[Tensor, Tensor]:
+        place, code = self.promising(task, found, means, count)
         tried = found[:, None].repeat(1, place.shape[1], 1, 1).flatten(2)
         tried = tried.scatter_(2, place[..., None], code[..., None]).view(len(found), -1, *found.shape[1:])
         worth = self.values(task, tried, means)
@@ -133,13 +144,15 @@ class Smallest:
         chosen = torch.where(gains[:, None, None], tried[each, best], found)
         return chosen, torch.where(gains, worth[each, best], value)
 
-    def promising(self, task: Task, found: Tensor, means: Means) -> tuple[Int[Tensor, "b x"], Int[Tensor, "b x"]]:
-        """Positions (0..h*w-1) and codes of the swaps with the best estimates, best first."""
+    def promising(
+        self, task: Task, found: Tensor, means: Means, count: int
+    ) -> tuple[Int[Tensor, "b x"], Int[Tensor, "b x"]]:
+        """Positions (0..h*w-1) and codes of the `count` swaps with the best estimates, best first."""
         cells = task.free.shape[1] * task.free.shape[2]
         change = self.estimates(task, found, means)
         change = change.masked_fill(~task.free[:, None], -torch.inf).scatter(1, found[:, None], -torch.inf)
         flat = change.flatten(2)  # (b, k, cells)
-        count = min(self.candidates, len(means.codebook) * cells)
+        count = min(count, len(means.codebook) * cells)
         each = min(len(means.codebook), -(-SHARE * count // int(task.free.flatten(1).sum(1).min())))
         best = flat.topk(each, dim=1)
         order = best.values.flatten(1).topk(min(count, each * cells), dim=1).indices
@@ -155,18 +168,21 @@ class Smallest:
         return change.masked_fill(~means.alive[None, :, None, None], -torch.inf)
 
     def slopes(self, task: Task, found: Tensor, means: Means) -> Float[Tensor, "b d h w"]:
-        """Gradient of the leads that still count, its mean over the way from the codes to the mean code."""
-        middle = means.codebook[means.alive].mean(0)[None, :, None, None]
-        here = embed(found, means.codebook)
-        way = torch.where(task.free[:, None], middle - here, torch.zeros_like(here))
-        total = torch.zeros_like(here)
-        for step in range(self.path):
-            point = (here + step / self.path * way).requires_grad_()
-            with torch.enable_grad():
-                lead = leads(means.choosers, point, task.source, task.target, self.over)
-                (slope,) = torch.autograd.grad(lead.clamp(max=self.sureness).mean(0).sum(), point)
-            total += slope / self.path
-        return total
+        """Gradient of the leads that still count, its mean over the way from the codes to the mean code.
+
+        Positions that touch do not go at once: each is looked at while its neighbours are what they are.
+        """
+        middle, here = means.codebook[means.alive].mean(0)[None, :, None, None], embed(found, means.codebook)
+        goes = task.free & colours(found.shape[1:]).to(found.device)[:, None]  # (c, b, h, w)
+        goes = goes[goes.flatten(1).any(1), :, None]
+        steps = (torch.arange(self.path, device=found.device) + 0.5) / self.path
+        points = here + steps[:, None, None, None, None, None] * goes * (middle - here)  # (s, c, b, d, h, w)
+        many = points.flatten(0, 2).requires_grad_()
+        source, target = (one.repeat(len(many) // len(found)) for one in (task.source, task.target))
+        with torch.enable_grad():
+            lead = leads(means.choosers, many, source, target, self.over)
+            (slope,) = torch.autograd.grad(lead.clamp(max=self.sureness).mean(0).sum(), many)
+        return (slope.view_as(points) * goes).sum((0, 1)) / self.path
 
     def _taken_back(self, task: Task, found: Tensor, value: Tensor, means: Means) -> Tensor:
         """Without the swaps that no chooser misses, one after the other, of images where all are content."""
@@ -191,3 +207,10 @@ class Smallest:
             ].unflatten(1, found.shape[1:])
             rows = [row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]
         return found
+
+
+def colours(grid: Sequence[int]) -> Bool[Tensor, "c h w"]:
+    """The positions of a grid in up to four parts, no two of one part side by side."""
+    row, column = (torch.arange(n) % COLOURS for n in grid)
+    colour = row[:, None] * COLOURS + column
+    return torch.stack([colour == one for one in colour.unique()])

@@ -386,8 +386,8 @@ class EditSettings(ExplainSettings, JudgedSettings):
     """Ids of the images to edit, from any split; none given: the first test images of the source."""
     edit_images: int = 4
     """Images edited where none is named, at least 1."""
-    edit_region: str = "best:3"
-    """Where tokens may change: best:SIDE (the square where the choosers expect most), centre, all, ROWS,COLUMNS as in
+    edit_region: str = "all"
+    """Where tokens may change: all, best:SIDE (the square where the choosers expect most), centre, ROWS,COLUMNS as in
     2:6,0:4, mask:FILE (an image, white where tokens may change), or tokens:CONCEPT (wherever its tokens stand)."""
     edit_strategy: str = "smallest"
     """How tokens are chosen: smallest, concept_tokens, best_cells, search, generator, random_codes, frequency_codes."""

@@ -13,7 +13,7 @@ from vqcortex.editing.controls import FrequencyCodes, RandomCodes
 from vqcortex.editing.generator import FromGenerator
 from vqcortex.editing.protocol import Means, Task, leads
 from vqcortex.editing.searched import Searched
-from vqcortex.editing.smallest import Smallest
+from vqcortex.editing.smallest import Smallest, colours
 from vqcortex.errors import ConfigError
 
 TOY = ToyAdapter()
@@ -75,6 +75,32 @@ def test_swaps_that_no_chooser_misses_are_taken_back():
     kept = search._taken_back(task, found, value, means)
     assert float(search.values(task, kept[:, None], means)) >= 0.9 - 1e-4
     assert int((kept != cells(2)).sum()) < int((found != cells(2)).sum())
+
+
+def test_positions_of_one_colour_never_touch():
+    parts = colours((3, 4))
+    assert parts.sum(0).tolist() == [[1] * 4] * 3
+    for part in parts:
+        places = part.nonzero()
+        apart = (places[:, None] - places[None]).abs().amax(2)
+        assert apart[~torch.eye(len(places), dtype=torch.bool)].min() >= 2
+    assert len(colours((1, 4))) == 2
+
+
+def test_where_the_first_candidates_do_not_help_more_are_tried():
+    class Misleading(nn.Module):
+        """The gradient points to white; only blue counts in the end."""
+
+        def forward(self, embedded):
+            blue = TOY.codebook[BLUE][None, :, None, None]
+            exact = ((embedded - blue).abs().sum(1) < 1e-6).sum((1, 2)).float()
+            logits = torch.zeros(len(embedded), 8)
+            logits[:, BLUE] = 5 * exact + 0.01 * embedded.sum((1, 2, 3)) - 0.01 * embedded.detach().sum((1, 2, 3))
+            return logits
+
+    task, means = task_of(cells(1)), means_of(choosers=(Misleading(),))
+    assert Smallest(sureness=3.0, candidates=48)(task, means).eq(BLUE).sum() == 1
+    assert Smallest(sureness=3.0, candidates=16)(task, means).eq(BLUE).sum() == 1
 
 
 def test_a_leak_budget_forbids_what_shows_outside():

@@ -20,7 +20,7 @@ from vqcortex.pipelines.settings import EditSettings
 from vqcortex.pipelines.study import Study
 from vqcortex.results import load_table
 
-SAME = {"source": "red", "target": "blue", "edit_images": 2, "sureness": 1.0}
+SAME = {"source": "red", "target": "blue", "edit_images": 2, "sureness": 1.0, "edit_region": "best:3"}
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_an_edit_changes_the_region_only_and_says_what_it_did(copied):
         )
         assert row["target_after"] > row["target_before"]
         assert row["leak"] == 0  # a toy token paints its own square
+        assert row["leak_of_changed"] == 0
         assert row["outside"] == pytest.approx(7 / 16)
         assert row["accepted"] == (row["target_after"] > row["source_after"])
         assert row["likelihood_after"] < 0
