@@ -4,8 +4,9 @@ python benchmarks/edits.py --study STUDY  # all pairs of concepts, squares of 3x
 python benchmarks/edits.py --study STUDY --side 5 --every 3    # every third pair, 5x5
 python benchmarks/edits.py --study STUDY --chosen-by conv8 --chosen-by judge:cnn
 
-Needs the stages tokens and train. The same test images serve every pair, region and strategy. Seconds are of the
-processor, all threads together, so that other work on the machine does not count.
+Needs the stages tokens and train, and concepts and traverse for the strategies that ask them. The same test images
+serve every pair, region and strategy. Seconds are of the processor, all threads together, so that other work on the
+machine does not count.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqcortex.editing import STRATEGIES as EVERY
 from vqcortex.editing import make_strategy
 from vqcortex.editing.measure import changed_tokens, measure_leak, measure_success
 from vqcortex.editing.protocol import Means, Task
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=3)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--chosen-by", action="append", default=[])
-    parser.add_argument("--strategy", action="append", default=[], choices=STRATEGIES)
+    parser.add_argument("--strategy", action="append", default=[], choices=sorted(EVERY))
     parser.add_argument("--sureness", type=float, default=2.0)
     parser.add_argument("--over", default="source")
     parser.add_argument("--candidates", type=int, default=32)

@@ -104,7 +104,7 @@ def edit(settings: EditSettings, *, progress: Progress = QUIET, engine: Engine =
     inputs = {name: study.fingerprint(name) for name in ("tokens", "train")}
     inputs |= study.fingerprints("concepts", "traverse") | court_inputs(judges, settings, loaded.concepts)
     key = stage_key(stage, settings, EditSettings, inputs)
-    if study.is_whole(stage, key):
+    if record is None and study.is_whole(stage, key):
         return study.path(stage)
     # Chosen before the folder is touched: a mistake must not cost the edit that lies there.
     made = _made_again(record, loaded) if record is not None else _made(settings, study, loaded, judges, engine)
