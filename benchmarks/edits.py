@@ -1,7 +1,7 @@
 """Measure edits on a finished study: who accepts them, how small they are, how far they leak, what they cost.
 
-python benchmarks/edits.py --study STUDY  # all pairs of concepts, squares of 3x3, extractors choose
-python benchmarks/edits.py --study STUDY --side 5 --every 3    # every third pair, 5x5
+python benchmarks/edits.py --study STUDY                  # all pairs of concepts, the whole grid, extractors choose
+python benchmarks/edits.py --study STUDY --side 3 --every 3    # every third pair, each in its best square of 3x3
 python benchmarks/edits.py --study STUDY --chosen-by conv8 --chosen-by judge:cnn
 
 Needs the stages tokens and train, and concepts and traverse for the strategies that ask them. The same test images
@@ -103,11 +103,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=3)
+    parser.add_argument("--side", type=int, default=7)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--chosen-by", action="append", default=[])
     parser.add_argument("--strategy", action="append", default=[], choices=sorted(EVERY))
-    parser.add_argument("--sureness", type=float, default=2.0)
+    parser.add_argument("--sureness", type=float, default=5.0)
     parser.add_argument("--over", default="source")
     parser.add_argument("--candidates", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)

@@ -44,7 +44,7 @@ class Smallest:
     """
 
     name: ClassVar[str] = "smallest"
-    sureness: float = 2.0
+    sureness: float = 5.0
     over: str = "source"
     budget: float | None = None
     most: int = 0

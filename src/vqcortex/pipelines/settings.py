@@ -398,7 +398,7 @@ class EditSettings(ExplainSettings, JudgedSettings):
     """Explicit swaps instead of a strategy, as in "3,4=901; 3,5=17": row, column, code."""
     copy_from: str = ""
     """Id of an image whose tokens in the region are copied, instead of a strategy."""
-    sureness: float = 2.0
+    sureness: float = 5.0
     """Lead in nats with which the smallest edit leaves every chooser, at least 0."""
     over: str = "source"
     """What the target must beat for the smallest edit: source, or others (every other concept)."""
