@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vqcortex.adapters.protocol import allowed_cells
+from vqcortex.adapters.protocol import Level, allowed_cells
 from vqcortex.attribution.insertion import typical_places
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.evaluation.arms import random_order
@@ -153,7 +153,7 @@ def _edited(
         rows = _undecided(kind, asked.concept, images, answer).nonzero()[:, 0].tolist()
         batch = images.take(rows)
         for size in sizes:
-            edits = edits_of(kind, asked.concept, batch, known, size, court.loaded.value.model, settings.seed)
+            edits = edits_of(kind, asked.concept, batch, known, size, court.loaded.value.model.levels, settings.seed)
             trials.append(
                 Trials(
                     concept=asked.concept, kind=kind, tokens=size, judges=tuple(one.name for one in court.judges.value),
@@ -196,7 +196,9 @@ def _undecided(
     return found.all(0) if every else found
 
 
-def edits_of(kind: Kind, concept: int, images: TokenBatch, known: Known, size: int, model: object, seed: int) -> Edits:
+def edits_of(
+    kind: Kind, concept: int, images: TokenBatch, known: Known, size: int, levels: Sequence[Level], seed: int
+) -> Edits:
     """The edited grids of every arm.
 
     Args:
@@ -206,14 +208,14 @@ def edits_of(kind: Kind, concept: int, images: TokenBatch, known: Known, size: i
         images: What is edited.
         known: The lists.
         size: Tokens of them used, the best first.
-        model: Whose codes they are.
+        levels: Of the model.
         seed: Of the draws.
     """
     if not len(images):
         return dict.fromkeys(ARMS, images.tokens)
     lists = {arm: codes[:, :size] for arm, codes in known.lists.items()}
     if kind == "remove":
-        return _removed(concept, images, lists, known, model, seed)
+        return _removed(concept, images, lists, known, levels, seed)
     if kind == "insert":
         usual = (
             (known.counts[OURS][concept, :size].sum((1, 2)) / known.holding[concept, :size].clamp(min=1))
@@ -225,14 +227,22 @@ def edits_of(kind: Kind, concept: int, images: TokenBatch, known: Known, size: i
     else:
         ranks = ranks_of(lists[OURS], len(known.use))
         free = _first_cells(ranks[images.concept[:, None, None], images.tokens], size, images, seed)
-    return {arm: _put(arm, concept, images, free, lists, known, seed) for arm in ARMS}
+    put = {arm: _put(arm, concept, images, free, lists, known, seed) for arm in ARMS}
+    allowed = allowed_cells(levels, len(known.use))
+    if allowed is None:
+        return put
+    # A code of another level cannot stand there: the token stays.
+    return {
+        arm: torch.where(allowed.expand(len(grids), -1, -1, -1).gather(1, grids[:, None])[:, 0], grids, images.tokens)
+        for arm, grids in put.items()
+    }
 
 
 def _removed(
-    concept: int, images: TokenBatch, lists: Mapping[str, Tensor], known: Known, model: object, seed: int
+    concept: int, images: TokenBatch, lists: Mapping[str, Tensor], known: Known, levels: Sequence[Level], seed: int
 ) -> Edits:
     drawn = torch.stack(
-        [drawn_codes(known.use, images.tokens.shape[1:], model, seed, name) for name in images.image_ids]
+        [drawn_codes(known.use, images.tokens.shape[1:], levels, seed, name) for name in images.image_ids]
     )
     last, found = random_order(images.tokens, images.image_ids, seed), {}
     size = lists[OURS].shape[1]
@@ -245,11 +255,10 @@ def _removed(
 
 
 def drawn_codes(
-    use: Int[Tensor, " k"], grid: tuple[int, ...], model: object, seed: int, name: str
+    use: Int[Tensor, " k"], grid: tuple[int, ...], levels: Sequence[Level], seed: int, name: str
 ) -> Int[Tensor, "h w"]:
     """Codes drawn as often as they are used, one for every position of an image."""
-    levels = getattr(model, "levels", ())
-    allowed = allowed_cells(levels, len(use)) if levels else None
+    allowed = allowed_cells(levels, len(use))
     source, count = generator_for(seed, name, "taken out"), grid[0] * grid[1]
     if allowed is None:
         return torch.multinomial(use.double(), count, replacement=True, generator=source).view(grid)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from vqcortex.adapters.protocol import Level
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import ConfigError
 from vqcortex.evaluation.editability import ARMS, KINDS, OURS, RANDOM
@@ -40,7 +41,7 @@ def images(concept=1):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_arm_changes_as_many_places_and_the_last_two_kinds_the_same(kind):
     batch = images(0 if kind == "remove" else 1)
-    edits = edits_of(kind, 0, batch, known(), 2, TOY, 0)
+    edits = edits_of(kind, 0, batch, known(), 2, TOY.levels, 0)
     assert set(edits) == set(ARMS)
     if kind == "remove":
         hidden = batch.tokens > 0
@@ -52,20 +53,20 @@ def test_every_arm_changes_as_many_places_and_the_last_two_kinds_the_same(kind):
 
 
 def test_tokens_go_where_they_usually_stand_or_where_the_others_stood():
-    put = edits_of("insert", 0, images(), known(), 2, TOY, 0)
+    put = edits_of("insert", 0, images(), known(), 2, TOY.levels, 0)
     assert (put[OURS][:, 0] == 1).all()
     assert (put[OURS][:, 1, :2] == 2).all()
     assert set(put[RANDOM][:, 0].flatten().tolist()) <= {6, 7}
-    swap = edits_of("swap", 0, images(), known(), 2, TOY, 0)
+    swap = edits_of("swap", 0, images(), known(), 2, TOY.levels, 0)
     changed = swap[OURS] != images().tokens
     assert torch.equal(changed, images().tokens > 0)
-    one = edits_of("swap", 0, images(), known(), 1, TOY, 0)[OURS]
+    one = edits_of("swap", 0, images(), known(), 1, TOY.levels, 0)[OURS]
     assert torch.equal(one != images().tokens, images().tokens == 3)
 
 
 def test_codes_taken_out_are_replaced_as_often_as_codes_are_used():
     use = torch.tensor([0, 3, 0, 1, 0, 0, 0, 0])
-    drawn = torch.stack([drawn_codes(use, (4, 4), TOY, 0, str(n)) for n in range(100)])
+    drawn = torch.stack([drawn_codes(use, (4, 4), TOY.levels, 0, str(n)) for n in range(100)])
     assert set(drawn.unique().tolist()) == {1, 3}
     assert abs(float((drawn == 1).double().mean()) - 0.75) < 0.04
 
@@ -116,3 +117,24 @@ def test_trust_hears_of_edits_while_they_are_of_the_concepts_there_are(toy_study
 def test_wrong_settings_say_what_would_be_right(wrong, said):
     with pytest.raises(ConfigError, match=said):
         EditabilitySettings(**wrong).check()
+
+
+def test_a_code_stays_out_of_levels_it_does_not_belong_to():
+    levels = (Level(name="top", grid=(1, 8), codes=(0, 4)), Level(name="bottom", grid=(1, 8), codes=(4, 8)))
+    lists = {OURS: torch.tensor([[1]]), FREQUENT: torch.tensor([[5]]), RANDOM: torch.tensor([[6]])}
+    counts = torch.zeros(1, 1, 1, 16, dtype=torch.int64)
+    counts[..., :2] = 5
+    known = Known(
+        lists=lists,
+        counts=dict.fromkeys(ARMS, counts),
+        holding=torch.full((1, 1), 5),
+        use=torch.ones(8, dtype=torch.int64),
+    )
+    tokens = torch.tensor([[[0] * 8 + [4] * 8]])
+    batch = TokenBatch(("a",), torch.tensor([1]), ("test",), tokens)
+    edits = edits_of("insert", 0, batch, known, 1, levels, 0)
+    assert edits[OURS][0, 0, :2].tolist() == [1, 1]
+    assert torch.equal(edits[FREQUENT], tokens)
+    assert torch.equal(edits[RANDOM], tokens)
+    drawn = drawn_codes(torch.ones(8, dtype=torch.int64), (1, 16), levels, 0, "a")
+    assert drawn[0, :8].max() < 4 <= drawn[0, 8:].min()
