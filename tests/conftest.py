@@ -39,6 +39,7 @@ def settings_of(out, **changed) -> RunSettings:
         "sanity_images": 16, "sanity_draws": 1, "sanity_steps": 2, "permuted_epochs": 1, "trust_maps": 16,
         "scratch": 2, "search_images": 2, "evaluate_images": 24, "traverse_images": 14, "verify": 3,
         "top": 4, "clusters": 4,
+        "editability_images": 12, "editability_tokens": (1, 4),
         "keep": 3, "positions": (1, 3), "resamples": 10, "interval_resamples": 100, "examples": 2, "restarts": 2,
         "shares": (10.0, 40.0), "fills": ("black", "mean_code"),
     }  # fmt: skip

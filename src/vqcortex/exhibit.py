@@ -104,6 +104,24 @@ class SearchExhibit:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditExhibit:
+    """Images before an edit, and after it.
+
+    Args:
+        title: What was done, in words.
+        about: Sentences beside it: who accepts it, what it changed; may be empty.
+        before: (m, H, W, 3).
+        after: By how the tokens were chosen, each (m, H, W, 3).
+    """
+
+    title: str
+    about: tuple[str, ...]
+    before: Pictures
+    after: Mapping[str, Pictures]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:
     """A whole study.
 
@@ -123,6 +141,7 @@ class Exhibit:
         judges: Facts in order, name to text: what they learned from, how good each is; empty where their files do not
             say.
         trust: How far all of it can be trusted, as a whole and by concept.
+        edits: Edits that were asked for, then those that validate the concepts' tokens.
     """
 
     title: str
@@ -137,3 +156,4 @@ class Exhibit:
     notes: tuple[str, ...] = field(default=())
     judges: Mapping[str, str] = field(default_factory=dict)
     trust: Trust = field(default_factory=Trust)
+    edits: tuple[EditExhibit, ...] = field(default=())

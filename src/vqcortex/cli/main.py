@@ -30,6 +30,8 @@ COMMANDS = {
     "search": ("SearchSettings", "vqcortex.pipelines.search:search"),
     "judges": ("JudgesSettings", "vqcortex.pipelines.judges:make_judges"),
     "evaluate": ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
+    "edit": ("EditSettings", "vqcortex.pipelines.edit:edit"),
+    "editability": ("EditabilitySettings", "vqcortex.pipelines.editability:editability"),
     "compare": ("CompareSettings", "vqcortex.report.compare:compare"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
     "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
@@ -59,6 +61,8 @@ CLOSING = {
     "evaluate": ("vqcortex.pipelines.judges:warned",),
     "judges": ("vqcortex.pipelines.judges:told",),
     "compare": ("vqcortex.pipelines.compare:told",),
+    "edit": ("vqcortex.pipelines.edit:told",),
+    "editability": (TRUST,),
     "sanity": ("vqcortex.pipelines.sanity:told",),
     **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }
@@ -70,7 +74,8 @@ def _action(command: str) -> Callable[[Any], None]:
         for closing in CLOSING.get(command, ()):
             for line in _named(closing)(settings):
                 show.out.print(line, markup=False)
-        place = settings.out / RESULTS.get(command, command)
+        label = getattr(settings, "label", "")
+        place = settings.out / RESULTS.get(command, f"{command}-{label}" if label else command)
         show.out.print(f"done: {place if place.exists() else settings.out}", markup=False)
 
     return act

@@ -86,7 +86,7 @@ class Reason:
 
     Args:
         concept: The concept it is about; "all": the whole.
-        subject: accuracy, naming, calibration, judge, extractor, maps or sanity.
+        subject: accuracy, naming, calibration, judge, extractor, maps, sanity or editability.
         against: Whom or what it was measured against or by; may be empty.
         standing: bad, doubtful, not known or fine.
         text: A sentence with the number and its bounds.
@@ -170,6 +170,35 @@ def weighed(reasons: Sequence[Reason], concepts: Sequence[str]) -> Trust:
             for name, own in each.items()
         },
     )  # fmt: skip
+
+
+def amended(trust: Trust, reasons: Sequence[Reason]) -> Trust:
+    """The verdict with what was measured after it: what is bad makes trust low, what is doubtful at most moderate.
+
+    Nothing makes trust higher, or known where it was not.
+
+    Args:
+        trust: Of a study.
+        reasons: Further ones, for the whole and for concepts.
+    """
+    whole = _amended(trust, [one for one in reasons if one.concept == WHOLE])
+    each = {
+        name: _amended(one, [reason for reason in reasons if reason.concept == name])
+        for name, one in trust.concepts.items()
+    }
+    return replace(whole, concepts=each)
+
+
+def _amended(trust: Trust, reasons: Sequence[Reason]) -> Trust:
+    standings = {one.standing for one in reasons}
+    level = trust.level
+    if level != "unknown" and "bad" in standings:
+        level = "low"
+    elif level == "high" and "doubtful" in standings:
+        level = "moderate"
+    order = [f"{one}:" for one in STANDINGS]
+    texts = sorted((*trust.reasons, *_texts(reasons)), key=lambda text: order.index(f"{text.partition(':')[0]}:"))
+    return Trust(level=level, reasons=tuple(texts))
 
 
 def _level(reasons: Sequence[Reason]) -> Level:

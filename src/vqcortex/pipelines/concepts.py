@@ -73,7 +73,7 @@ def pool_concepts(settings: ConceptsSettings, *, progress: Progress = QUIET, eng
         )
     method = study.record("score")["key"]["settings"]["method"]
     inputs = {name: study.fingerprint(name) for name in ("tokens", "score")} | study.fingerprints(TRUST)
-    trust = trust_of(study)
+    trust = trust_of(study, edited=False)  # edits are made with the concepts, so they come later
     key = stage_key("concepts", settings, ConceptsSettings, inputs)
     pool = partial(
         _pool_shard, scores=study.path("score").absolute(), store=loaded.store, method=method, settings=settings

@@ -16,8 +16,11 @@ from torch import Tensor
 from vqcortex.concepts.saliency import activation_map
 from vqcortex.engine.carried import Carried
 from vqcortex.engine.protocol import SERIAL, Engine
-from vqcortex.exhibit import ClusterExhibit, CodeExhibit, ConceptExhibit, Exhibit, SearchExhibit
+from vqcortex.exhibit import ClusterExhibit, CodeExhibit, ConceptExhibit, EditExhibit, Exhibit, SearchExhibit
 from vqcortex.pipelines.concepts import load_maps
+from vqcortex.pipelines.edit import RECORD as EDIT_RECORD
+from vqcortex.pipelines.edit import edit_stages, read_record, told_of
+from vqcortex.pipelines.editability import load_gallery
 from vqcortex.pipelines.judges import STAGE as JUDGES
 from vqcortex.pipelines.judges import is_judged_by_own, judge_facts, judge_notes
 from vqcortex.pipelines.levels import finest_grid, patch_of, picture_error, picture_map
@@ -43,6 +46,7 @@ PATCHES = 4
 CLUSTER_PATCHES = 8
 SEARCH_IMAGES = 4
 SWAPS_SHOWN = 6
+EDIT_TITLES = {"remove": "{} taken out", "insert": "{} put in", "swap": "swapped for {}"}
 LOOKED_AT = 4000  # images searched for occurrences of a code: enough for patches, and flat in the store's size
 
 
@@ -104,6 +108,7 @@ def gather(study: Study, examples: int, device: str, batch: int, engine: Engine 
         notes=(*judge_notes(tables), *_notes(tables)),
         judges=judge_facts(tables),
         trust=study.trust,
+        edits=(*_asked_edits(study, loaded), *_validating_edits(study, loaded)),
     )
 
 
@@ -287,6 +292,35 @@ def _scratch(found: Found, loaded: Loaded, target: int) -> dict[str, np.ndarray]
     """Whole grids searched from nothing, shown beside the edits."""
     return {f"from_scratch:{name}": pictures(loaded, grids[target][:SEARCH_IMAGES])
             for name, grids in found.scratch.items()}  # fmt: skip
+
+
+def _asked_edits(study: Study, loaded: Loaded) -> Iterator[EditExhibit]:
+    """What `vqcortex edit` left in the study, in the order of the folders' names."""
+    for stage in edit_stages(study):
+        record = read_record(study.path(stage) / EDIT_RECORD)
+        images = record["images"][:SEARCH_IMAGES]
+        before, after = (torch.tensor([one[name] for one in images]) for name in ("before", "after"))
+        first = images[0]
+        about = told_of(study.path(stage))
+        yield EditExhibit(
+            title=f"{first['source']} → {first['target']}" if first["target"] else f"{first['source']}, by hand",
+            about=tuple(about), before=pictures(loaded, before),
+            after={"edited": pictures(loaded, after)},
+        )  # fmt: skip
+
+
+def _validating_edits(study: Study, loaded: Loaded) -> Iterator[EditExhibit]:
+    """What editability left: per concept and kind of edit, with the concept's tokens and with random codes."""
+    gallery = load_gallery(study)
+    for name, before in gallery.items():
+        concept, kind, which = name.split(":")
+        if which == "before":
+            arms = {one.split(":")[2]: grids for one, grids in gallery.items() if one.startswith(f"{concept}:{kind}:")}
+            yield EditExhibit(
+                title=EDIT_TITLES[kind].format(loaded.concepts[int(concept)]), about=(),
+                before=pictures(loaded, before),
+                after={arm: pictures(loaded, grids) for arm, grids in arms.items() if arm != "before"},
+            )  # fmt: skip
 
 
 def _model_facts(study: Study, loaded: Loaded) -> dict[str, str]:

@@ -116,10 +116,10 @@ def interactions(settings: InteractionsSettings, *, progress: Progress = QUIET, 
 def _questions(store: TokenStore, codes: Tensor, most: int, batch: int, engine: Engine) -> Iterator[Question]:
     """One for every concept that has two codes and an image, and images beside it."""
     counts, holding = torch.zeros(*codes.shape, *store.manifest.grid, dtype=torch.int64), torch.zeros_like(codes)
-    for places, images in engine.map(partial(_places_of_shard, store=store, codes=codes), range(len(store.shards))):
+    for places, images in engine.map(partial(places_of_shard, store=store, codes=codes), range(len(store.shards))):
         counts += places
         holding += images
-    seen = _first_images(store, most, batch)
+    seen = first_test_images(store, most, batch)
     place = torch.cat([torch.arange(int(one)) for one in seen.concept.bincount(minlength=len(codes))])
     turn = place[seen.concept.argsort(stable=True).argsort()]  # each image's place in its concept
     # In turns, so that the first of them come from all concepts alike.
@@ -136,7 +136,7 @@ def _questions(store: TokenStore, codes: Tensor, most: int, batch: int, engine: 
             )  # fmt: skip
 
 
-def _places_of_shard(number: int, *, store: TokenStore, codes: Tensor) -> tuple[Tensor, Tensor]:
+def places_of_shard(number: int, *, store: TokenStore, codes: Tensor) -> tuple[Tensor, Tensor]:
     """How often a concept's codes stand where in its explained images (c, m, h, w), and how many hold them (c, m)."""
     batch = store.read(number, pictures=False)
     counts, holding = torch.zeros(*codes.shape, *store.manifest.grid, dtype=torch.int64), torch.zeros_like(codes)
@@ -148,7 +148,7 @@ def _places_of_shard(number: int, *, store: TokenStore, codes: Tensor) -> tuple[
     return counts, holding
 
 
-def _first_images(store: TokenStore, most: int, batch: int) -> TokenBatch:
+def first_test_images(store: TokenStore, most: int, batch: int) -> TokenBatch:
     """The first test images of every concept, at most so many of each."""
     taken, parts = [0] * len(store.manifest.concepts), []
     for part in store.batches(batch, split=REPORTED, pictures=False):

@@ -61,6 +61,7 @@ def _parity_words(rows: list[dict[str, Any]]) -> tuple[str, str]:
 def list_registries() -> list[tuple[str, str]]:
     """One row per registry: what it holds, and the names."""
     from vqcortex.attribution import METHODS
+    from vqcortex.editing import STRATEGIES
     from vqcortex.evaluation import ARMS, FILLS
     from vqcortex.evaluation.metrics import METRICS
     from vqcortex.evaluation.sanity import CHECKS
@@ -70,6 +71,6 @@ def list_registries() -> list[tuple[str, str]]:
     from vqcortex.worlds import WORLDS
 
     registries: tuple[Registry[Any], ...] = (
-        EXTRACTORS, METHODS, SEARCHES, FILLS, ARMS, METRICS, CHECKS, WORLDS, SOURCES,
+        EXTRACTORS, METHODS, SEARCHES, STRATEGIES, FILLS, ARMS, METRICS, CHECKS, WORLDS, SOURCES,
     )  # fmt: skip
     return [(one.kind, ", ".join(one)) for one in registries]

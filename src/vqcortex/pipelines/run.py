@@ -27,12 +27,13 @@ STEPS = (
     ("TraverseSettings", "vqcortex.pipelines.traverse:traverse"),
     ("SearchSettings", "vqcortex.pipelines.search:search"),
     ("EvaluateSettings", "vqcortex.pipelines.evaluate:evaluate"),
+    ("EditabilitySettings", "vqcortex.pipelines.editability:editability"),
     ("ReportSettings", "vqcortex.report.stage:report"),
 )
 
 
 def run(settings: RunSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Study:
-    """Explain a model's tokens from end to end: tokens, extractors, trust, scores, concepts, search, evidence, page.
+    """Explain a model's tokens from end to end: tokens, extractors, trust, scores, concepts, search, edits, page.
 
     Before anything is explained, the explanation is examined (sanity) and weighed (trust), with judges that are trained
     where none lie with the model. A model that cannot decode has no pictures: its stages up to the search are done,
@@ -72,5 +73,5 @@ def demo_settings(*, out: Path, seed: int = 0, device: str = "cpu", batch: int =
         sanity_images=20, sanity_draws=2, sanity_steps=2, trust_maps=40,
         draws=10, steps=100, search_images=3, region="2:5,2:5", evaluate_images=120,
         shares=(1.0, 5.0, 10.0, 20.0, 40.0), traverse_images=60, verify=20,
-        together_images=16,
+        together_images=16, editability_images=16,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vqcortex.config import raise_all
 
-WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard", "require_trust"})
+WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard", "require_trust", "replay"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,6 +373,84 @@ class SearchSettings(ExplainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditSettings(ExplainSettings, JudgedSettings):
+    """Edit images of a study by their tokens, and measure that this, and only this, changed."""
+
+    label: str = ""
+    """Name of the edit; another label keeps it beside the others, in the folder edit-LABEL."""
+    source: str = ""
+    """Concept whose first test images are edited; empty: those named by --image."""
+    target: str = ""
+    """Concept they are to show; may be empty for explicit swaps and copies."""
+    image: tuple[str, ...] = ()
+    """Ids of the images to edit, from any split; none given: the first test images of the source."""
+    edit_images: int = 4
+    """Images edited where none is named, at least 1."""
+    edit_region: str = "all"
+    """Where tokens may change: all, best:SIDE (the square where the choosers expect most), centre, ROWS,COLUMNS as in
+    2:6,0:4, mask:FILE (an image, white where tokens may change), or tokens:CONCEPT (wherever its tokens stand)."""
+    edit_strategy: str = "smallest"
+    """How tokens are chosen: smallest, concept_tokens, best_cells, search, generator, random_codes, frequency_codes."""
+    chosen_by: tuple[str, ...] = ()
+    """Who chooses: extractors of the study, and judges as judge:NAME; none given: all its extractors. All other judges
+    are held out and say whether to believe the edit."""
+    swaps: str = ""
+    """Explicit swaps instead of a strategy, as in "3,4=901; 3,5=17": row, column, code."""
+    copy_from: str = ""
+    """Id of an image whose tokens in the region are copied, instead of a strategy."""
+    sureness: float = 5.0
+    """Lead in nats with which the smallest edit leaves every chooser, at least 0."""
+    over: str = "source"
+    """What the target must beat for the smallest edit: source, or others (every other concept)."""
+    leak_budget: float = 2.0
+    """Mean absolute change outside the region and its footprint at most, in 255ths; below 0: any."""
+    dilate: int = -1
+    """Positions around the region that count as inside; -1: the decoder's footprint, measured."""
+    edit_candidates: int = 32
+    """Swaps verified per round by the smallest edit, at least 1."""
+    edit_draws: int = 8
+    """Draws per image of the strategy generator, at least 1."""
+    replay: Path | None = None
+    """Record of an edit (record.json) to make again: its swaps and settings, whatever else is given here."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if "/" in self.label or self.label.startswith("."):
+            yield f"label={self.label!r} must be a plain name, as in 'boots'"
+        for name in ("edit_images", "edit_candidates", "edit_draws"):
+            if getattr(self, name) < 1:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1"
+        if not 0 <= self.sureness < math.inf:
+            yield f"sureness={self.sureness} must be at least 0 and finite"
+        if self.over not in (known := ("source", "others")):
+            yield f"over={self.over!r} must be one of {', '.join(known)}"
+        if self.dilate < -1:
+            yield f"dilate={self.dilate} must be at least 0, or -1 for the decoder's footprint"
+        if self.swaps and self.copy_from:
+            yield f"swaps={self.swaps!r} and copy-from={self.copy_from!r} exclude each other; give one"
+        if self.target and self.target == self.source:
+            yield f"source and target are both {self.target!r}; give two different concepts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditabilitySettings(JudgedSettings):
+    """Take a concept's tokens out, put them in, swap them: do the judges see the concept go and come?"""
+
+    editability_images: int = 40
+    """Test images per concept and kind of edit, at least 1."""
+    editability_tokens: tuple[int, ...] = (1, 5, 20)
+    """Concept tokens used, the best first, each at least 1; at most as many as are kept per concept."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.editability_images < 1:
+            yield f"editability-images={self.editability_images} must be at least 1"
+        if not self.editability_tokens or min(self.editability_tokens) < 1:
+            sizes = ",".join(map(str, self.editability_tokens))
+            yield f"editability-tokens={sizes} must be one or more numbers, each at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgesSettings(JudgedSettings):
     """Train judges on the study's own decoded training images, where none lie with its model."""
 
@@ -517,6 +595,7 @@ class UsageSettings(StudySettings):
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(
     ReportSettings,
+    EditabilitySettings,
     EvaluateSettings,
     JudgesSettings,
     SearchSettings,

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from vqcortex.errors import TrustError
-from vqcortex.evaluation.trust import read_trust
+from vqcortex.evaluation.editability import editability_reasons
+from vqcortex.evaluation.trust import amended, read_trust
 from vqcortex.pipelines.settings import StudySettings
 from vqcortex.pipelines.study import Study
 from vqcortex.results import Trust, load_table
 
 STAGE = "trust"
 MEASURED = ("tokens", "train", "sanity")  # stages that trust is about
+EDITABILITY = "editability"
+EXPLAINED = ("tokens", "train", "concepts")  # stages that editability is about
 REASONS_TOLD = 6
 
 
-def trust_of(study: Study, method: str | None = None) -> Trust:
+def trust_of(study: Study, method: str | None = None, *, edited: bool = True) -> Trust:
     """The verdict on a study as it is now; unknown if it was never measured, or of other tokens or extractors.
 
     Args:
         study: The study.
         method: What explains; None: what its scores were made with, if it has any.
+        edited: Whether what editing its concept tokens came to counts, where that was measured of those it has now.
     """
+    trust = _weighed(study, method)
+    if not edited or not study.fingerprints(EDITABILITY) or not study.fingerprints(*EXPLAINED):
+        return trust
+    seen = study.record(EDITABILITY)["key"]["inputs"]
+    if any(seen.get(name) != value for name, value in study.fingerprints(*EXPLAINED).items()):
+        return trust
+    table = load_table(study.path(EDITABILITY) / "editability.json")
+    return amended(trust, editability_reasons(table, tuple(trust.concepts)))
+
+
+def _weighed(study: Study, method: str | None) -> Trust:
+    """What stage trust says."""
     if not study.fingerprints(STAGE):
         return Trust(reasons=("not known: trust was not measured; the command 'vqcortex trust' does",))
     key = study.record(STAGE)["key"]

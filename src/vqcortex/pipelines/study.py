@@ -29,7 +29,7 @@ Continues = Callable[[Mapping[str, Any]], bool]
 # In order; judges only where none lie with the model.
 STAGES = (
     "tokens", "train", "judges", "sanity", "trust", "score", "concepts", "interactions", "traverse", "search",
-    "evaluate", "report",
+    "evaluate", "editability", "report",
 )  # fmt: skip
 
 

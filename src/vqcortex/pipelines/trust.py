@@ -76,7 +76,7 @@ def trust(settings: TrustSettings, *, progress: Progress = QUIET, engine: Engine
             save_table(table, folder)
 
     run_stage(study, key, work)
-    return trust_of(study, settings.method)
+    return trust_of(study, settings.method, edited=False)
 
 
 def _by_member(name: str, loaded: Loaded) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vqcortex.exhibit import ClusterExhibit, ConceptExhibit, Exhibit, Floats, Pictures, SearchExhibit
+from vqcortex.exhibit import ClusterExhibit, ConceptExhibit, EditExhibit, Exhibit, Floats, Pictures, SearchExhibit
 from vqcortex.report import pictures, words
 from vqcortex.report.charts import (
     LineChart,
@@ -22,6 +22,7 @@ from vqcortex.report.charts import (
     scatter_chart,
     share_bar,
 )
+from vqcortex.report.editing import edit_charts, edit_legend, edit_rows
 from vqcortex.report.evidence import (
     FROM_SCRATCH,
     answer,
@@ -102,6 +103,9 @@ def render_page(exhibit: Exhibit) -> str:
             trust=trust_view(exhibit.trust),
             checks=check_rows(exhibit.tables),
             cascade=cascade_chart(exhibit.tables),
+            edit_charts=edit_charts(exhibit.tables),
+            edit_legend=edit_legend(),
+            edit_rows=edit_rows(exhibit.tables),
         )
     )
 
@@ -146,6 +150,7 @@ def environment() -> Environment:
         "middles": middles,
         "leading": leading,
         "search_steps": search_steps,
+        "edit_steps": edit_steps,
         "names_first": names_first,
         "pair_name": pair_name,
         "searches_of": searches_of,
@@ -162,6 +167,11 @@ def environment() -> Environment:
         "REASONS_SHOWN": REASONS_SHOWN,
     }
     return made
+
+
+def edit_steps(edit: EditExhibit) -> list[tuple[str, Pictures]]:
+    """What is shown of an edit, each with its label."""
+    return [("before", edit.before), *((words.plain_name(arm), images) for arm, images in edit.after.items())]
 
 
 def concept_names(exhibit: Exhibit) -> list[str]:

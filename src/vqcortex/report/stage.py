@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.files import write_bytes
+from vqcortex.pipelines.edit import edit_stages
 from vqcortex.pipelines.exhibit import gather
 from vqcortex.pipelines.judges import is_judged_by_own
 from vqcortex.pipelines.progress import QUIET, Progress
@@ -31,7 +32,10 @@ def report(settings: ReportSettings, *, progress: Progress = QUIET, engine: Engi
     """
     settings.check()
     study = Study(settings.out)
-    inputs = {stage: study.fingerprint(stage) for stage in BEFORE} | study.fingerprints("sanity", "trust")
+    inputs = {stage: study.fingerprint(stage) for stage in BEFORE} | study.fingerprints(
+        "sanity", "trust", "editability"
+    )
+    inputs |= study.fingerprints(*edit_stages(study))
     if is_judged_by_own(study):
         inputs["judges"] = study.fingerprint("judges")
     key = stage_key("report", settings, ReportSettings, inputs)

@@ -14,7 +14,7 @@ from vqcortex.pipelines.run import STEPS, run
 
 # What every stage hands to an engine, by its name; a stage that stops doing so must say so here.
 MAPPED = {
-    "_make_shard", "_small_shard", "_codes_of_shard", "_score_shard", "_pool_shard", "_places_of_shard",
+    "_make_shard", "_small_shard", "_codes_of_shard", "_score_shard", "_pool_shard", "places_of_shard", "_edited",
     "_measure_concept", "_traverse_concept",
     "_search_part", "_first_of_shard", "_image_level", "_concept_level", "_codebook_level", "_scratch_rows",
     "_counted_shard", "_believed",

@@ -10,7 +10,7 @@ from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.attribution.interactions import pairs_of
 from vqcortex.errors import ConfigError, StudyError
 from vqcortex.pipelines.concepts import concept_lists
-from vqcortex.pipelines.interactions import Question, _first_images, _questions, interactions, measure_question
+from vqcortex.pipelines.interactions import Question, _questions, first_test_images, interactions, measure_question
 from vqcortex.pipelines.loaded import EXPLAINED, load_all
 from vqcortex.pipelines.run import narrowed
 from vqcortex.pipelines.settings import InteractionsSettings
@@ -179,7 +179,7 @@ def test_questions_hold_the_concept_s_images_and_the_others_in_turns(toy_study):
     for place, code in enumerate(of_it.codes):
         assert torch.equal(of_it.counts[place], (grids == code).sum(0))
         assert int(of_it.holding[place]) == int((grids == code).flatten(1).any(1).sum())
-    assert _first_images(loaded.store, 2, 5).concept.bincount().tolist() == [2] * 8
+    assert first_test_images(loaded.store, 2, 5).concept.bincount().tolist() == [2] * 8
 
 
 class _Serial:

@@ -135,5 +135,5 @@ def test_the_exhibit_holds_everything_the_page_shows(toy_study):
 def test_what_can_be_chosen_is_listed():
     assert any(row[0] == "toy" for row in list_models())
     kinds = dict(list_registries())
-    assert len(kinds) == 9
+    assert len(kinds) == 10
     assert "conv8" in kinds["extractor"]
