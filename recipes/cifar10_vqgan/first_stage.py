@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._functorch.config
 from lightning.fabric import Fabric
 from loop import Job, Player, Trained, train
 from networks import Eye, PatchDiscriminator
@@ -32,8 +31,7 @@ DECAY = 0.99
 REVIVE_EVERY = 20
 ALIVE = 1.0  # uses per step, on average, under which a code counts as dead
 REVIVE_UNTIL = 0.8  # of the training; later the decoder would not get to know what a new code means
-# The official code allows 10,000: at our learning rates one saturated adversary then wrecks the decoder in 50 steps.
-MOST_WEIGHT = 10.0
+MOST_WEIGHT = 10.0  # of the adversary; the official code allows 10,000, about 0.1 is usual
 ALONE = 0.05  # share of the steps in which the adversary learns before it is listened to
 
 
@@ -135,7 +133,7 @@ def train_first_stage(
 ) -> Trained:
     """Train on `images` (n, 3, H, W), bytes; `eye` sees for the perceptual loss, None leaves that out.
 
-    `compiled` fuses operations first: half as much time again on a CPU, and other last bits.
+    `compiled` fuses operations first, which is faster and gives other last bits.
     """
     torch.manual_seed(seed)
     network = new_network(settings).to(fabric.device)
@@ -145,10 +143,8 @@ def train_first_stage(
     if eye is not None:
         eye.to(fabric.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     fused: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
-    if compiled:  # the adaptive weight runs backwards through the same graph twice
-        torch._functorch.config.donated_buffer = False
-    encode, decode = fused(network.encode), fused(network.decode)
-    difference = None if eye is None else fused(eye.difference)
+    parts = (network.encode, network.decode, None if eye is None else eye.difference)
+    faster = tuple(one and fused(one) for one in parts)
     rng = generator_for(seed, name, "start")
     with torch.no_grad():
         first = torch.randperm(len(images), generator=rng)[:256]
@@ -157,6 +153,8 @@ def train_first_stage(
 
     def generator_loss(rows: Tensor, rng: torch.Generator, step: int) -> Tensor:
         x = mirrored(scaled(images[rows.cpu()]).to(fabric.device), rng).contiguous(memory_format=torch.channels_last)
+        # The adaptive weight runs backwards twice, and a fused graph then gives other gradients: seen to wreck a decoder.
+        encode, decode, difference = parts if plays(step, ALONE) else faster
         latent = encode(x).float()
         flat = _rows(latent)
         with torch.no_grad():
