@@ -33,6 +33,8 @@ COMMANDS = {
     "compare": ("CompareSettings", "vqcortex.report.compare:compare"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
     "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
+    "shortcuts": ("ShortcutsSettings", "vqcortex.pipelines.shortcuts:shortcuts"),
+    "audit": ("AuditSettings", "vqcortex.report.audit:audit"),
 }
 
 app = typer.Typer(
@@ -50,6 +52,7 @@ RESULTS = {
     "compare": "compare/compare.html",
     "report": "report/report.html",
     "usage": "usage/usage.html",
+    "audit": "audit/audit.html",
 }
 
 # What is said before it: functions of the settings that return lines.
@@ -60,6 +63,8 @@ CLOSING = {
     "judges": ("vqcortex.pipelines.judges:told",),
     "compare": ("vqcortex.pipelines.compare:told",),
     "sanity": ("vqcortex.pipelines.sanity:told",),
+    "shortcuts": ("vqcortex.pipelines.shortcuts:told", TRUST),
+    "audit": ("vqcortex.report.audit:told",),
     **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }
 

@@ -37,6 +37,7 @@ from vqcortex.results import Column, Table
 from vqcortex.significance import sign_flip_p
 
 LEARNED, CHOSEN, MEASURED = "train", "validation", "test"
+LEAST_EPOCHS, LEAST_STEPS = 6, 150  # an extractor of few images passes over them more often
 SHOWN = 8  # example images per group
 OUTLINED = 10  # best carriers of a group whose positions are outlined
 
@@ -136,11 +137,13 @@ def learn_groups(groups: Mapping[str, Grids], model: Adapter, settings: AuditSet
     seed = settings.seed
     module = build_extractor(settings.extractor, codebook.shape[1], model.grid, len(groups), seed, **overrides)
     module = see_with(module.to(model.device), model.decode)
+    data = _train_data(groups)
+    epochs = settings.epochs or max(LEAST_EPOCHS, -(-LEAST_STEPS * settings.minibatch // len(data.labels)))
     training = TrainSettings(
-        epochs=settings.epochs, rate=settings.rate, minibatch=settings.minibatch, device=settings.device,
-        step_every=-(-2 * settings.epochs // 3), seed=seed,
+        epochs=epochs, rate=settings.rate, minibatch=settings.minibatch, device=settings.device,
+        step_every=-(-2 * epochs // 3), seed=seed,
     )  # fmt: skip
-    train_extractor(module, _train_data(groups), training, codebook)
+    train_extractor(module, data, training, codebook)
     chosen, labels = _split(groups, CHOSEN)
     temperature = fit_temperature(_logits(module, codebook, chosen, settings.batch), labels)
     held, truth = _split(groups, MEASURED)
