@@ -7,8 +7,8 @@ of that class. The first stage stays as it is, so that all these generators spea
 than 50 %, and further seeds, go on from the generator that learned the attribute at 50 %. Kill it anywhere; the same
 command goes on from the last checkpoint. Each generator is a folder that `zoo:FOLDER` opens.
 
-They draw at temperature 1 and without cuts: a sharper prior would turn 70 % of the training pictures into more than 70 %
-of its own.
+They draw at temperature 1 and without cuts: a sharper prior would turn 70 % of the training pictures into another
+share of its own.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python recipes/biased/measure.py --data idx:/usr/share/datasets/fashion-mnist --work out/biased
 
-What is measured of one generator lies in WORK/measured and is not measured again. The truth of a generated picture is the
-rule of its attribute (attributes.py), which looks at pixels; the audit sees tokens.
+What is measured of one generator lies in WORK/measured and is not measured again. The truth of a generated picture is
+the rule of its attribute (attributes.py), which looks at pixels; the audit sees tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def settings_for(attribute: Attribute) -> AuditSettings:
 
 
 def groups_of(attribute: Attribute, model: ZooModel, data: str) -> tuple[dict[str, Grids], Tensor]:
-    """Attribute images: half of the pictures that trained no prior, painted, and the other half; and that half painted."""
+    """Attribute images: half of the pictures that trained no prior, painted, and the others; and those others painted."""
     held = torch.cat([unseen(data, model.concepts.index(one)) for one in attribute.concepts])
     held = held[torch.randperm(len(held), generator=generator_for(0, attribute.name, "halves"))]
     painted, plain = held.chunk(2)
@@ -188,7 +188,9 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     model = load_zoo("fashion")
     for attribute in ATTRIBUTES.values():
-        todo = [one for one in all_wanted() if one.attribute is attribute and not (folder / f"{one.name}.json").exists()]
+        todo = [
+            one for one in all_wanted() if one.attribute is attribute and not (folder / f"{one.name}.json").exists()
+        ]
         path = folder / f"{attribute.name}.json"
         if not todo and path.exists():
             continue

@@ -1,8 +1,8 @@
 """What share of images belongs to each group, by a classifier that errs: its errors are known, so they are taken out.
 
-A classifier that calls 5 % of the plain images marked finds marks in a set without any. Among m images it says group i
-with probability sum_j M[i, j] rate_j, where M is how it answers images whose group is known; the rates that make what it
-said likeliest are the estimate. For two groups this is the correction of Rogan and Gladen, kept within 0 and 1.
+A classifier that calls 5 % of the plain images marked finds marks in a set without any. It says group i with
+probability sum_j M[i, j] rate_j, where M is how it answers images whose group is known; the rates that make what it said
+likeliest are the estimate. For two groups this is the correction of Rogan and Gladen, kept within 0 and 1.
 
 It rests on one assumption: within a group, the images at hand look to the classifier as the known ones did.
 
@@ -53,7 +53,9 @@ class Rates:
         """Two-sided p-value of "the rate of a group is within `tolerance` of `reference`"; both are shares, 0 to 1."""
         rates = self.draws[:, group]
         inside = (
-            (rates <= reference + tolerance) if float(self.rate[group]) > reference else (rates >= reference - tolerance)
+            (rates <= reference + tolerance)
+            if float(self.rate[group]) > reference
+            else (rates >= reference - tolerance)
         )
         return min(1.0, 2 * (1 + int(inside.sum())) / (1 + len(rates)))
 
@@ -98,7 +100,9 @@ def estimate_rates(
     answers = confusion.double() / confusion.double().sum(0)
     said = predicted.double() / predicted.sum()
     rng = np.random.default_rng(number_for(seed, "rates", int(predicted.sum())))
-    drawn = solve_rates(_dirichlet(confusion.T, draws, rng).transpose(1, 2), _dirichlet(predicted[None], draws, rng)[:, 0])
+    drawn = solve_rates(
+        _dirichlet(confusion.T, draws, rng).transpose(1, 2), _dirichlet(predicted[None], draws, rng)[:, 0]
+    )
     ends = drawn.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64), dim=0)
     rate = solve_rates(answers[None], said[None])[0]
     # Where the estimate sits at an end of what is possible, draws with a prior stay short of it.

@@ -56,9 +56,7 @@ def judge_rates(
     return [_judge(rates, number, name, reference, tolerance, alpha) for number, name in enumerate(names)]
 
 
-def _judge(
-    rates: Rates, number: int, name: str, reference: Tensor, tolerance: float, alpha: float
-) -> Verdict:
+def _judge(rates: Rates, number: int, name: str, reference: Tensor, tolerance: float, alpha: float) -> Verdict:
     even, rate = float(reference[number]), float(rates.rate[number])
     low, high = float(rates.low[number]), float(rates.high[number])
     p = rates.p_beyond(number, even, tolerance)
@@ -102,8 +100,8 @@ def thin_notes(
     for name, held in zip(names, confusion.sum(0).tolist(), strict=True):
         if held < ENOUGH:
             yield (
-                f"only {held} held-out images of {name!r} tell how often the extractor errs on it; from {ENOUGH} on the "
-                "correction can be relied on"
+                f"only {held} held-out images of {name!r} tell how often the extractor errs on it; from {ENOUGH} on "
+                "the correction can be relied on"
             )
     if neutral < ENOUGH_NEUTRAL:
         yield f"only {neutral} neutral images were counted; below {ENOUGH_NEUTRAL} most biases stay undecided"

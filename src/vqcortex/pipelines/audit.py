@@ -231,7 +231,9 @@ LIST_COLUMNS = {
     "delta_low": Column(unit="Cliff's delta, -1 to 1", meaning="Lower end of its 95 % interval."),
     "delta_high": Column(unit="Cliff's delta, -1 to 1", meaning="Upper end of its 95 % interval."),
     "expected": Column(unit="Cliff's delta, -1 to 1", meaning="What delta would be at even rates; 0 only by chance."),
-    "paired": Column(unit="dominance, -1 to 1", meaning="Images with more of the one less those with more of the other."),
+    "paired": Column(
+        unit="dominance, -1 to 1", meaning="Images with more of the one less those with more of the other."
+    ),
     "paired_low": Column(unit="dominance, -1 to 1", meaning="Lower end of its 95 % bootstrap interval over images."),
     "paired_high": Column(unit="dominance, -1 to 1", meaning="Upper end of that interval."),
     "paired_p": Column(unit="p-value", meaning="Of neither being more frequent, by sign flips within images."),
@@ -368,9 +370,7 @@ def _concept_lists(
         parts.append(method(module, embedded, concept, [ids[row] for row in at.tolist()]).detach().cpu())
     keep = min(settings.keep, tokens.shape[1] * tokens.shape[2])
     pool = count_image_tokens(tokens, torch.cat(parts), labels, k=k, concepts=len(groups), positions=(keep,))
-    return {
-        name: concept_tokens(pool, number, keep, settings.top).codes.tolist() for number, name in enumerate(groups)
-    }
+    return {name: concept_tokens(pool, number, keep, settings.top).codes.tolist() for number, name in enumerate(groups)}
 
 
 def _list_notes(lists: Mapping[str, Sequence[int]]) -> list[str]:
@@ -384,5 +384,3 @@ def _list_notes(lists: Mapping[str, Sequence[int]]) -> list[str]:
     if empty:
         notes.append(f"no concept token of {', '.join(map(repr, empty))} is its own, so its list cannot be counted")
     return notes
-
-

@@ -72,7 +72,9 @@ def repair_generator(found: Audited, model: Adapter, draw: Draw, settings: Audit
         ConfigError: Nothing carries the excess, so that nothing can be suppressed.
     """
     if not isinstance(model, Steerable):
-        raise ModelError(f"model {model.name!r} takes no bias on its codes, so it cannot be repaired; leave out --repair")
+        raise ModelError(
+            f"model {model.name!r} takes no bias on its codes, so it cannot be repaired; leave out --repair"
+        )
     group = found.surplus
     if settings.repair == "suppress":
         codes = excessive_codes(found, group, settings)
@@ -82,7 +84,9 @@ def repair_generator(found: Audited, model: Adapter, draw: Draw, settings: Audit
         full = full_bias(found, model)
 
         def measure(strength: float) -> float:
-            return _rate(audit_neutral(found.learned, draw(model.with_code_bias(strength * full), "try"), settings), group)
+            return _rate(
+                audit_neutral(found.learned, draw(model.with_code_bias(strength * full), "try"), settings), group
+            )
 
         even = float(found.learned.reference[group])
         tries = find_strength(measure, even, _rate(found, group), settings.repair_tries, CLOSE)
@@ -198,8 +202,8 @@ def check_judge(judge: CalibratedJudge, concept: str) -> None:
     """
     if concept not in judge.concepts:
         raise ConfigError(
-            f"judge {judge.name!r} does not know {concept!r}; it knows: {', '.join(judge.concepts)}; name judges of this "
-            "concept with --judges, or say what they call it with --judge-concepts"
+            f"judge {judge.name!r} does not know {concept!r}; it knows: {', '.join(judge.concepts)}; name judges of "
+            "this concept with --judges, or say what they call it with --judge-concepts"
         )
 
 

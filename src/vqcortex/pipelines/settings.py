@@ -566,7 +566,7 @@ class AuditSettings(JudgedSettings):
     images_split: str = "train"
     """Which part of an image source to read, as the source names it: train or test."""
     group_images: int = 1000
-    """Images per attribute group at most, at least 20; of every ten, 7 train the extractor, 2 tell how often it errs."""
+    """Images per attribute group at most, at least 20; of every ten, 7 train the extractor, 2 measure its errors."""
     neutral_images: int = 1000
     """Neutral images at most, at least 2."""
     reference: tuple[float, ...] = ()

@@ -155,9 +155,10 @@ def _plain(repaired: Repaired) -> list[Any]:
 
 
 def told(settings: AuditSettings) -> Iterator[str]:
-    """What the command line says at the end: the verdict, each group, and what to know first."""
+    """What the command line says at the end: the verdict, and what to know first."""
     for row in load_table(settings.out / STAGE / "audit_verdict.json").rows:
-        yield row["text"] if row["kind"] != "note" else f"note: {row['text']}"
+        if row["kind"] != "group":
+            yield row["text"] if row["kind"] == "verdict" else f"note: {row['text']}"
 
 
 @final
@@ -278,6 +279,10 @@ def repair_words(exhibit: AuditExhibit) -> str:
 def _costs(rows: Sequence[Any]) -> str:
     parts = []
     for judge in dict.fromkeys(row["judge"] for row in rows):
-        before, after = (next(row for row in rows if (row["judge"], row["when"]) == (judge, when)) for when in ("before", "after"))
-        parts.append(f"{judge} recognises {percent(before['recognised'], 1)} before and {percent(after['recognised'], 1)} after")
+        before, after = (
+            next(row for row in rows if (row["judge"], row["when"]) == (judge, when)) for when in ("before", "after")
+        )
+        parts.append(
+            f"{judge} recognises {percent(before['recognised'], 1)} before and {percent(after['recognised'], 1)} after"
+        )
     return f"Judge {'; judge '.join(parts)}."
