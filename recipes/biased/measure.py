@@ -51,7 +51,7 @@ def settings_for(attribute: Attribute) -> AuditSettings:
 
 
 def groups_of(attribute: Attribute, model: ZooModel, data: str) -> tuple[dict[str, Grids], Tensor]:
-    """Attribute images: half of the pictures that trained no prior, painted, and the others; and those others painted."""
+    """Attribute images: half of the pictures that trained no prior, painted, and the others; and the others painted."""
     held = torch.cat([unseen(data, model.concepts.index(one)) for one in attribute.concepts])
     held = held[torch.randperm(len(held), generator=generator_for(0, attribute.name, "halves"))]
     painted, plain = held.chunk(2)

@@ -61,7 +61,7 @@ class Carriers:
 
 
 def find_carriers(
-    groups: Mapping[str, Int[Tensor, "n h w"]],
+    groups: Mapping[str, Int[Tensor, "_ h w"]],
     neutral: Int[Tensor, "n h w"],
     codes: Int[Tensor, " m"],
     reference: Float[Tensor, " c"],
@@ -126,7 +126,7 @@ class ListCounts:
 
 def count_lists(
     lists: tuple[Sequence[int], Sequence[int]],
-    groups: Sequence[Int[Tensor, "n h w"]],
+    groups: Sequence[Int[Tensor, "_ h w"]],
     neutral: Int[Tensor, "n h w"],
     reference: Float[Tensor, " c"],
 ) -> ListCounts:

@@ -44,7 +44,7 @@ class Effect:
     p: Float[Tensor, " m"]
 
 
-def live_codes(*grids: Int[Tensor, "n h w"]) -> Int[Tensor, " m"]:
+def live_codes(*grids: Int[Tensor, "_ h w"]) -> Int[Tensor, " m"]:
     """Codes that occur in any of the groups, ascending.
 
     Raises:
@@ -135,7 +135,7 @@ def paired_signs(ours: Real[Tensor, " n"], theirs: Real[Tensor, " n"]) -> Float[
     return (ours.double() - theirs.double()).sign()
 
 
-def check_groups(groups: dict[str, Int[Tensor, "n h w"]]) -> None:
+def check_groups(groups: dict[str, Int[Tensor, "_ h w"]]) -> None:
     """Return quietly if there is something to compare.
 
     Raises:

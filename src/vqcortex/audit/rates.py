@@ -1,8 +1,8 @@
 """What share of images belongs to each group, by a classifier that errs: its errors are known, so they are taken out.
 
 A classifier that calls 5 % of the plain images marked finds marks in a set without any. It says group i with
-probability sum_j M[i, j] rate_j, where M is how it answers images whose group is known; the rates that make what it said
-likeliest are the estimate. For two groups this is the correction of Rogan and Gladen, kept within 0 and 1.
+probability sum_j M[i, j] rate_j, where M is how it answers images whose group is known; the rates that make what it
+said likeliest are the estimate. For two groups this is the correction of Rogan and Gladen, kept within 0 and 1.
 
 It rests on one assumption: within a group, the images at hand look to the classifier as the known ones did.
 

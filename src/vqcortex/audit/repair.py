@@ -2,8 +2,9 @@
 
 An autoregressive prior with rates r draws code x at a position with probability sum_g r_g p_g(x); with even rates it
 would be sum_g e_g p_g(x). The logarithm of their ratio, added to the logits, makes the one into the other as long as
-what was drawn before does not tell the group; where it does, every code that may follow carries about the same bias, which
-then cancels. How far that holds is measured, not assumed: the generator is audited again, and the strength follows.
+what was drawn before does not tell the group; where it does, every code that may follow carries about the same bias,
+which then cancels. How far that holds is measured, not assumed: the generator is audited again, and the strength
+follows.
 
 Source:
     Ours; importance weights of label shift (Lipton et al. 2018, arXiv:1802.03916) turned into logit biases.
