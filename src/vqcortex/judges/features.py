@@ -21,4 +21,5 @@ def features_of(judge: CalibratedJudge, pixels: Float[Tensor, "b 3 H W"]) -> Flo
         judge(pixels)
     finally:
         hook.remove()
-    return seen[-1].flatten(1)
+    # A judge that also looks at the mirrored image passes its layer twice.
+    return torch.stack([one.flatten(1) for one in seen]).mean(0)
