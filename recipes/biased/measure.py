@@ -34,13 +34,14 @@ from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.seeds import generator_for
 
 NEUTRAL, REPAIRED = 1000, 500  # images audited, and per draw of a repair
-NULL_POOL, NULL_SETS, NULL_IMAGES, NULL_CODES = 1500, 250, 500, 20
-PLANTED = 0.05  # share of painted pictures that gain a code at a painted place from which the code counts as planted
+NULL_POOL, NULL_SETS, NULL_IMAGES, NULL_CODES = 1500, 250, 500, 100  # three times the images make the pool
+PLANTED = 0.05  # share of pictures that gain a code by being painted from which the code counts as planted
+EVERYWHERE = [(row, column) for row in range(7) for column in range(7)]
 # Rows and columns of the 7x7 grid that are painted over.
 PAINTED = {
     "corner": [(row, column) for row in (0, 1) for column in (5, 6)],
-    "cast": [(row, column) for row in range(7) for column in range(7)],
-    "border": [(row, column) for row in range(7) for column in range(7) if {row, column} & {0, 6}],
+    "cast": EVERYWHERE,
+    "border": [(row, column) for row, column in EVERYWHERE if {row, column} & {0, 6}],
     "pair": [(3, column) for column in range(7)],
 }
 
@@ -63,9 +64,9 @@ def groups_of(attribute: Attribute, model: ZooModel, data: str) -> tuple[dict[st
     return named, encoded(model, attribute.paint(plain))
 
 
-def planted_codes(attribute: Attribute, plain: Tensor, painted: Tensor, k: int) -> set[int]:
-    """Codes that the same pictures gain by being painted, where they are painted."""
-    rows, columns = torch.tensor(PAINTED[attribute.name]).T
+def planted_codes(cells: list[tuple[int, int]], plain: Tensor, painted: Tensor, k: int) -> set[int]:
+    """Codes that the same pictures gain by being painted, in some cells."""
+    rows, columns = torch.tensor(cells).T
     gained = torch.zeros(k)
     for some, sign in ((painted, 1), (plain, -1)):
         for grid in some[:, rows, columns].long():
@@ -90,7 +91,9 @@ def measure_attribute(attribute: Attribute, model: ZooModel, data: str) -> tuple
     """What is learned of an attribute, and how right that is."""
     groups, both = groups_of(attribute, model, data)
     learned = learn_groups(groups, model, settings_for(attribute))
-    codes = planted_codes(attribute, groups["without"].tokens, both, model.k)
+    # The encoder sees around a cell, so that painting changes codes beside what is painted too.
+    everywhere = planted_codes(EVERYWHERE, groups["without"].tokens, both, model.k)
+    within = planted_codes(PAINTED[attribute.name], groups["without"].tokens, both, model.k)
     pixels = {name: pixels_of(one.tokens, model, 250) for name, one in groups.items()}
     live = live_codes(*(one.tokens for one in groups.values()))
     grids = {name: one.tokens for name, one in groups.items()}
@@ -102,8 +105,9 @@ def measure_attribute(attribute: Attribute, model: ZooModel, data: str) -> tuple
         "rule_finds": float(attribute.sees(pixels["with"]).double().mean()),
         "rule_errs": float(attribute.sees(pixels["without"]).double().mean()),
         "confusion": learned.confusion.tolist(), "groups": {name: len(one) for name, one in groups.items()},
-        "planted": sorted(codes), "live": len(live), "best": best, "concept_tokens": published,
-        "precision": _share(best, codes), "precision_concept_tokens": _share(published, codes),
+        "planted": sorted(everywhere), "planted_within": sorted(within), "live": len(live), "best": best,
+        "concept_tokens": published, "precision": _share(best, everywhere), "precision_within": _share(best, within),
+        "precision_concept_tokens": _share(published, everywhere),
         "shared": without_shared(learned.lists)[1],
     }  # fmt: skip
     return learned, about | measure_null(attribute, learned, model, data)
@@ -129,10 +133,11 @@ def measure_null(attribute: Attribute, learned: Learned, model: ZooModel, data: 
         for tolerance in alarms:
             far = abs(float(rates.rate[0]) - 0.5) > tolerance
             alarms[tolerance] += far and rates.p_beyond(0, 0.5, tolerance) <= settings.audit_alpha
-        if number < NULL_CODES:
-            grids = {name: one.tokens for name, one in learned.groups.items()}
-            neutral = both[coin, rows]
-            found = find_carriers(grids, neutral, live_codes(*grids.values(), neutral), learned.reference)
+        if number < NULL_CODES:  # with groups of their own, or all sets would share one error of the expectation
+            neutral, marked, plain = torch.randperm(NULL_POOL, generator=source).split(NULL_IMAGES)
+            grids = {"with": both[1, marked], "without": both[0, plain]}
+            images = both[coin, neutral]
+            found = find_carriers(grids, images, live_codes(*grids.values(), images), learned.reference)
             codes += int((found.excess_q <= settings.audit_alpha).any())
     return {
         "null_sets": NULL_SETS, "null_images": NULL_IMAGES,

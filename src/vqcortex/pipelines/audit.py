@@ -301,6 +301,11 @@ class Overlay:
     pictures: Pictures
     cells: Bool[Tensor, "p h w"]
 
+    @property
+    def spots(self) -> list[list[tuple[int, int]]]:
+        """The (row, column) of those cells, per picture."""
+        return [[(row, column) for row, column in one.nonzero().tolist()] for one in self.cells]
+
 
 def overlays(found: Audited, model: Adapter, alpha: float) -> tuple[Overlay, ...]:
     """Held-out attribute images and neutral images called so, per group; empty where the model cannot decode."""

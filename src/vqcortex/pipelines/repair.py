@@ -71,10 +71,7 @@ def repair_generator(found: Audited, model: Adapter, draw: Draw, settings: Audit
         ModelError: The model takes no bias on its codes.
         ConfigError: Nothing carries the excess, so that nothing can be suppressed.
     """
-    if not isinstance(model, Steerable):
-        raise ModelError(
-            f"model {model.name!r} takes no bias on its codes, so it cannot be repaired; leave out --repair"
-        )
+    model = steerable(model)
     group = found.surplus
     if settings.repair == "suppress":
         codes = excessive_codes(found, group, settings)
@@ -96,6 +93,19 @@ def repair_generator(found: Audited, model: Adapter, draw: Draw, settings: Audit
     return Repaired(
         mode=settings.repair, strength=strength, tries=tuple(tries), bias=bias, before=found, after=after
     )  # fmt: skip
+
+
+def steerable(model: Adapter) -> Steerable:
+    """Return `model` as one that takes a bias on its codes.
+
+    Raises:
+        ModelError: It takes none.
+    """
+    if not isinstance(model, Steerable):
+        raise ModelError(
+            f"model {model.name!r} takes no bias on its codes, so it cannot be repaired; leave out --repair"
+        )
+    return model
 
 
 def full_bias(found: Audited, model: Adapter) -> Float[Tensor, "k h w"]:

@@ -18,7 +18,7 @@ from vqcortex.pipelines.audit import Audited, Overlay, audit_neutral, audit_tabl
 from vqcortex.pipelines.evaluate import digest, spoken_concepts
 from vqcortex.pipelines.groups import NEUTRAL, Grids, Group, named_places, open_group, read_group
 from vqcortex.pipelines.progress import QUIET, Progress
-from vqcortex.pipelines.repair import Repaired, check_judge, repair_generator, repair_table
+from vqcortex.pipelines.repair import Repaired, check_judge, repair_generator, repair_table, steerable
 from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.pipelines.study import Study, command_of, run_stage, stage_key
 from vqcortex.pipelines.tokens import model_at
@@ -101,6 +101,7 @@ def open_inputs(settings: AuditSettings) -> Inputs:
         called = spoken_concepts(settings.judge_concepts, model.concepts)[model.concepts.index(neutral.concepts[0])]
         for judge in judges:
             check_judge(judge, called)
+        steerable(model)
     return Inputs(model=model, groups=tuple(groups), neutral=neutral, judges=judges, called=called)
 
 

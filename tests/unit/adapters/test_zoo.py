@@ -129,7 +129,7 @@ def test_a_bias_that_cannot_be_added_is_refused():
         plain.with_code_bias(torch.zeros(255, 7, 7))
     with pytest.raises(ConfigError, match="NaN or plus infinity"):
         plain.with_code_bias(torch.full((256, 7, 7), torch.inf))
+    forbidden = torch.zeros(256, 7, 7)
+    forbidden[:, 2, 3] = -torch.inf
     with pytest.raises(ConfigError, match=r"leaves no code at position \(2, 3\)"):
-        forbidden = torch.zeros(256, 7, 7)
-        forbidden[:, 2, 3] = -torch.inf
         plain.with_code_bias(forbidden)
