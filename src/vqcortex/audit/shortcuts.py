@@ -100,7 +100,7 @@ def outside_object(
 
 
 def change_without(
-    ask: Ask, embedded: Float[Tensor, "b d h w"], at: Bool[Tensor, "b h w"], instead: Float[Tensor, "b d h w"]
+    ask: Ask, embedded: Float[Tensor, "b d h w"], at: Bool[Tensor, "#b h w"], instead: Float[Tensor, "#b d #h #w"]
 ) -> Float[Tensor, "b 2"]:
     """How the probabilities change if other codes stand at some positions, less than 0 where they fall."""
     return ask(torch.where(at[:, None], instead, embedded)) - ask(embedded)
