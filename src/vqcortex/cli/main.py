@@ -33,7 +33,7 @@ COMMANDS = {
     "compare": ("CompareSettings", "vqcortex.report.compare:compare"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
     "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
-    "shortcuts": ("ShortcutsSettings", "vqcortex.pipelines.shortcuts:shortcuts"),
+    "shortcuts": ("ShortcutsSettings", "vqcortex.report.shortcuts:shortcuts"),
     "audit": ("AuditSettings", "vqcortex.report.audit:audit"),
 }
 
@@ -52,6 +52,7 @@ RESULTS = {
     "compare": "compare/compare.html",
     "report": "report/report.html",
     "usage": "usage/usage.html",
+    "shortcuts": "shortcuts/shortcuts.html",
     "audit": "audit/audit.html",
 }
 

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from vqcortex.adapters.protocol import DECODE, Adapter, check_ability
+from vqcortex.adapters.protocol import DECODE, Adapter
 from vqcortex.attribution.insertion import typical_places
 from vqcortex.audit.shortcuts import Ask, Enrichment, change_without, gaps, measure_enrichment, outside_object
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.evaluation.fills import MeanCode
 from vqcortex.evaluation.intervals import Interval, Resampling, interval
 from vqcortex.evaluation.judge import Judge
+from vqcortex.exhibit import Pictures
 from vqcortex.pipelines.concepts import concept_lists
-from vqcortex.pipelines.evaluate import Court, court_inputs, open_court
+from vqcortex.pipelines.evaluate import Court
 from vqcortex.pipelines.interactions import Question, questions
-from vqcortex.pipelines.loaded import EXPLAINED, load_all
+from vqcortex.pipelines.loaded import EXPLAINED, Loaded
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.pipelines.settings import ShortcutsSettings
-from vqcortex.pipelines.stamps import check_trust, stamp_of
-from vqcortex.pipelines.study import Study, run_stage, stage_key
-from vqcortex.results import Column, Table, load_table, save_table, stamped
+from vqcortex.pipelines.stamps import stamp_of
+from vqcortex.pipelines.study import Study
+from vqcortex.results import Column, Table, load_table, stamped
 from vqcortex.significance import false_discovery, sign_flip_p
 from vqcortex.tokens.store import TokenStore
 
 STAGE = "shortcuts"
 LEAST = 5  # images from which a counterfactual is told
+SHOWN, DRAWN = 4, 6  # images per suspect, and suspects, on the page
 GAP = 0.05  # probability by which the extractor must move more than the judges
 TOLD = 8
 
@@ -49,6 +50,7 @@ class Examined:
         outside: Share of its positions that lie outside the object; None where no background is plain.
         removed: Change of the probability, by extractor and judges, in images of the concept without it, (n, 2).
         inserted: The same in images of other concepts with it, (m, 2).
+        shown: Some images of the concept that hold it, (p, h, w).
     """
 
     concept: int
@@ -57,45 +59,110 @@ class Examined:
     outside: float | None
     removed: Float[Tensor, "n 2"]
     inserted: Float[Tensor, "m 2"]
+    shown: Int[Tensor, "p h w"]
 
 
-def shortcuts(settings: ShortcutsSettings, *, progress: Progress = QUIET, engine: Engine = SERIAL) -> Path:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """One of the strongest suspects, drawn.
+
+    Args:
+        row: Its row of the table.
+        pictures: Images of the concept that hold the code, (p, H, W, 3).
+        without: The same with the mean code in its place.
+        spots: The (row, column) where it stands, per picture.
+    """
+
+    row: Mapping[str, Any]
+    pictures: Pictures
+    without: Pictures
+    spots: list[list[tuple[int, int]]]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortcutsExhibit:
+    """Everything the page about shortcuts shows.
+
+    Args:
+        model: Its name.
+        grid: Rows and columns of an image's positions, (h, w).
+        judges: Names of those who judged.
+        table: All codes examined, the strongest suspects first.
+        suspects: The first of them, drawn.
+    """
+
+    model: str
+    grid: tuple[int, int]
+    judges: tuple[str, ...]
+    table: Table
+    suspects: tuple[Suspect, ...]
+
+
+def gather_shortcuts(
+    study: Study,
+    loaded: Loaded,
+    court: Court,
+    settings: ShortcutsSettings,
+    *,
+    progress: Progress = QUIET,
+    engine: Engine = SERIAL,
+) -> ShortcutsExhibit:
     """Examine each concept's tokens: over-represented, outside the object, missed by the extractor and not by judges?
 
     Args:
+        study: With its concepts pooled.
+        loaded: What was loaded of it.
+        court: Who judges it.
         settings: How many codes and images.
         progress: Told how far it is.
         engine: Where concepts are examined; tests and intervals are made in this process.
-    Returns:
-        Folder with the table shortcuts, the strongest suspects first.
-    Raises:
-        StudyError: The concepts are not pooled yet.
-        ModelError: There are no judges, or the model cannot decode.
-        ConfigError: A concept that no judge knows.
-        DataError: Only one concept has images.
-        TrustError: Trust is required, and it is low or unknown.
     """
-    settings.check()
-    study = Study(settings.out)
-    check_trust(study, settings.require_trust)
-    loaded = load_all(study, settings.device)
-    check_ability(loaded.model.name, loaded.model.abilities, DECODE, "judges look at pictures")
-    court, _, judges = open_court(study, loaded, settings, ("mean_code",), engine)
-    inputs = {name: study.fingerprint(name) for name in ("tokens", "train", "concepts")}
-    key = stage_key(STAGE, settings, ShortcutsSettings, inputs | court_inputs(judges, settings, loaded.concepts))
+    keep = study.record("concepts")["key"]["settings"]["keep"]
+    codes = concept_lists(study, loaded.concepts, keep)[:, : settings.suspects]
+    enrichment = measure_enrichment(*images_with_codes(loaded.store, EXPLAINED, engine))
+    asked = questions(loaded.store, codes, settings.shortcut_images, settings.batch, engine, least=1)
+    examine = partial(_examine, court=court, settings=settings)
+    made = list(progress.track(engine.map(examine, asked), "shortcuts: concepts", len(codes)))
+    examined = [one for some in made for one in some]
+    table = stamped(shortcuts_table(examined, enrichment, loaded.concepts, settings), stamp_of(study))
+    return ShortcutsExhibit(
+        model=loaded.model.name,
+        grid=loaded.model.grid,
+        judges=tuple(judge.name for judge in court.judges.value),
+        table=table,
+        suspects=tuple(_suspects(table, examined, loaded, court)),
+    )
 
-    def work(folder: Path) -> None:
-        keep = study.record("concepts")["key"]["settings"]["keep"]
-        codes = concept_lists(study, loaded.concepts, keep)[:, : settings.suspects]
-        enrichment = measure_enrichment(*images_with_codes(loaded.store, EXPLAINED, engine))
-        asked = questions(loaded.store, codes, settings.shortcut_images, settings.batch, engine, least=1)
-        examine = partial(_examine, court=court, settings=settings)
-        made = list(progress.track(engine.map(examine, asked), "shortcuts: concepts", len(codes)))
-        table = shortcuts_table([one for some in made for one in some], enrichment, loaded.concepts, settings)
-        save_table(stamped(table, stamp_of(study)), folder)
 
-    run_stage(study, key, work)
-    return study.path(STAGE)
+def _suspects(table: Table, examined: Sequence[Examined], loaded: Loaded, court: Court) -> Iterator[Suspect]:
+    known = {(loaded.concepts[one.concept], one.code): one for one in examined}
+    for row in table.rows[:DRAWN]:
+        one = known[row["concept"], row["code"]]
+        if len(one.shown):
+            at = one.shown == one.code
+            yield Suspect(
+                row=row,
+                pictures=_pictures(one.shown, None, loaded.model, court),
+                without=_pictures(one.shown, at, loaded.model, court),
+                spots=[[(y, x) for y, x in cells.nonzero().tolist()] for cells in at],
+            )
+
+
+@torch.no_grad()
+def _pictures(tokens: Tensor, hidden: Tensor | None, model: Adapter, court: Court) -> Pictures:
+    embedded = model.embed(tokens.long().to(model.device))
+    if hidden is not None:
+        embedded = torch.where(hidden[:, None].to(embedded.device), _mean_of(court, model).to(embedded), embedded)
+    pixels = model.decode(embedded).nan_to_num(0.0).clamp(0, 1)
+    return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _mean_of(court: Court, model: Adapter) -> Float[Tensor, "1 d h w"]:
+    fill = court.fills[0]
+    assert isinstance(fill, MeanCode)
+    return fill.codes(model, [""])
 
 
 def images_with_codes(store: TokenStore, splits: tuple[str, ...], engine: Engine = SERIAL) -> tuple[Tensor, Tensor]:
@@ -122,16 +189,13 @@ def _codes_of_images(number: int, *, store: TokenStore, splits: Collection[str])
 
 def _examine(asked: Question, *, court: Court, settings: ShortcutsSettings) -> list[Examined]:
     loaded, judges = court.loaded.value, court.judges.value
-    fill = court.fills[0]
-    assert isinstance(fill, MeanCode)
 
     def ask(embedded: Tensor) -> Tensor:
         return torch.cat(
             [_asked(one, asked.concept, loaded.model, loaded.trained, judges) for one in embedded.split(settings.batch)]
         )
 
-    mean = fill.codes(loaded.model, [""])
-    return examine_question(asked, loaded.model, ask, mean, settings.shortcut_images)
+    return examine_question(asked, loaded.model, ask, _mean_of(court, loaded.model), settings.shortcut_images)
 
 
 @torch.no_grad()
@@ -177,7 +241,8 @@ def examine_question(
         row, column = divmod(int(asked.counts[number].flatten().argmax()), own.shape[2])
         found.append(
             Examined(
-                concept=asked.concept, code=code, place=(row, column), outside=share, removed=removed, inserted=inserted
+                concept=asked.concept, code=code, place=(row, column), outside=share,
+                removed=removed, inserted=inserted, shown=own[held][:SHOWN],
             )
         )  # fmt: skip
     return found

@@ -1,6 +1,5 @@
 """Shortcuts: of a planted world the patch is the first suspect and the true cause is none; on a study they run."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,6 @@ from torch import nn
 
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.audit.shortcuts import measure_enrichment
-from vqcortex.errors import ConfigError, ModelError, StudyError
 from vqcortex.extractors.protocol import build_extractor
 from vqcortex.extractors.train import TrainData, TrainSettings, train_extractor
 from vqcortex.pipelines.interactions import Question
@@ -19,11 +17,8 @@ from vqcortex.pipelines.shortcuts import (
     evidence_of,
     examine_question,
     images_with_codes,
-    shortcuts,
     shortcuts_table,
-    told,
 )
-from vqcortex.pipelines.study import Study
 from vqcortex.tokens.store import TokenBatch, open_store
 from vqcortex.worlds.planting import build_world
 from vqcortex.worlds.protocol import Parameters
@@ -122,30 +117,6 @@ def test_too_few_images_are_said_to_be_too_few(planted):
     assert "without it: too few images" in evidence_of(table.rows[0])
 
 
-@pytest.fixture
-def study(toy_study, tmp_path):
-    """A copy of the toy's study, to write into."""
-    shutil.copytree(toy_study.folder, tmp_path / "study", ignore=shutil.ignore_patterns(".lock"))
-    return Study(tmp_path / "study")
-
-
-def test_a_study_is_examined_on_any_batch_alike(study):
-    settings = ShortcutsSettings(out=study.folder, suspects=2, shortcut_images=6)
-    folder = shortcuts(settings)
-    rows = study.table("shortcuts").rows
-    assert len(rows) > 10
-    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
-    assert all(row["trust"] for row in rows)
-    assert f"of {len(rows)} codes examined are shortcuts" in next(told(settings))
-    shutil.rmtree(folder)
-    shortcuts(replace(settings, batch=3))
-    for one, other in zip(rows, study.table("shortcuts").rows, strict=True):
-        numbers = {name for name, value in one.items() if isinstance(value, float)}
-        assert {name: one[name] for name in numbers} == pytest.approx({name: other[name] for name in numbers}, abs=1e-4)
-        words = ("concept", "code", "verdict", "row", "column")
-        assert [one[name] for name in words] == [other[name] for name in words]
-
-
 def test_images_with_codes_are_counted_once_each(toy_study):
     store = open_store(toy_study.path("tokens"))
     holding, images = images_with_codes(store, EXPLAINED)
@@ -156,14 +127,3 @@ def test_images_with_codes_are_counted_once_each(toy_study):
                 wanted[concept, tokens.unique()] += 1
     assert torch.equal(holding, wanted)
     assert images.sum() == len(store) - store.count("test")
-
-
-def test_what_is_wrong_is_told(toy_study, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)suspects=0 must.*shortcut-images=1 must.*shortcut-alpha=1.0"):
-        shortcuts(ShortcutsSettings(suspects=0, shortcut_images=1, shortcut_alpha=1.0))
-    with pytest.raises(StudyError, match="no finished stage"):
-        shortcuts(ShortcutsSettings(out=tmp_path / "new"))
-    with pytest.raises(ConfigError, match="judge 'cnn' does not know"):
-        shortcuts(ShortcutsSettings(out=toy_study.folder, judges="zoo:fashion"))
-    with pytest.raises(ModelError, match="no judges lie with '/nowhere'"):
-        shortcuts(ShortcutsSettings(out=toy_study.folder, judges="/nowhere"))
