@@ -20,6 +20,7 @@ from vqcortex.registry import Registry
 from vqcortex.weights import load_weights
 
 ARCHITECTURES: Registry[Any] = Registry("judge architecture")
+ARCHITECTURES.add("cct", "vqcortex.judges.cct:build")
 ARCHITECTURES.add("cnn", "vqcortex.judges.cnn:build")
 ARCHITECTURES.add("patch", "vqcortex.judges.patch:build")
 ARCHITECTURES.add("toy", "vqcortex.judges.toy:build")

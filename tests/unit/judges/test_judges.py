@@ -51,7 +51,7 @@ def test_altered_judges_are_refused(tmp_path):
         load_judges(str(tmp_path / "j"))
 
 
-@pytest.mark.parametrize("name", ["cnn", "patch"])
+@pytest.mark.parametrize("name", ["cct", "cnn", "patch"])
 def test_architectures_build_from_settings(name):
     network = ARCHITECTURES[name]({"concepts": 3, "width": 8}).eval()
     assert network(torch.rand(2, 3, 28, 28)).shape == (2, 3)

@@ -1,0 +1,60 @@
+"""The images, all in memory as bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqcortex.errors import DataError
+from vqcortex.images import open_images
+
+SIDE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A split.
+
+    Args:
+        pixels: Bytes, (n, 3, 32, 32).
+        labels: (n,).
+        concepts: Names of the labels, as the source has them.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    concepts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, n: int) -> Images:
+        """All but those after the first n; a negative n counts from the end."""
+        return Images(pixels=self.pixels[:n], labels=self.labels[:n], concepts=self.concepts)
+
+    def last(self, n: int) -> Images:
+        """The last n."""
+        return Images(pixels=self.pixels[-n:], labels=self.labels[-n:], concepts=self.concepts)
+
+
+def read_images(source: str, split: str) -> Images:
+    """Read a split of any image source: torchvision:CIFAR10, hf:NAME, parquet:PATH.
+
+    Raises:
+        DataError: There is no such split, an image is broken or of another size; the message says which row.
+    """
+    opened = open_images(source, split)
+    pixels, labels = np.empty((len(opened), 3, SIDE, SIDE), np.uint8), []
+    for row, record in enumerate(opened):
+        image = np.asarray(record.image.convert("RGB"))
+        if image.shape != (SIDE, SIDE, 3):
+            raise DataError(
+                f"row {row} of {source!r} ({split}) is {image.shape[1]}x{image.shape[0]} pixels; this recipe takes "
+                f"{SIDE}x{SIDE} only: resize the images, or drop that row"
+            )
+        pixels[row] = image.transpose(2, 0, 1)
+        labels.append(record.concept)
+    return Images(pixels=torch.from_numpy(pixels), labels=torch.tensor(labels), concepts=opened.concepts)

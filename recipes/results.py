@@ -1,0 +1,333 @@
+"""Re-make docs/results.md and the README's picture: studies of every embedded model, of generated and of real images.
+
+    python recipes/results.py --fashion idx:/usr/share/datasets/fashion-mnist --cifar10 torchvision:CIFAR10
+
+The studies are ordinary `vqcortex run` folders under --work, each followed by `vqcortex compare`; stages that are done
+are not done again. `--only NAME` makes some of them; the document holds all that are finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from vqcortex.cli.show import Bars
+from vqcortex.pipelines.exhibit import gather
+from vqcortex.pipelines.run import run
+from vqcortex.pipelines.settings import CompareSettings, RunSettings
+from vqcortex.pipelines.study import Study, command_of
+from vqcortex.pipelines.tokens import make_tokens
+from vqcortex.pipelines.train import train
+from vqcortex.report.compare import compare
+from vqcortex.results import Table
+from vqcortex.tokens.manifest import read_manifest
+
+ROOT = Path(__file__).parents[1]
+EXTRACTORS = ("conv8", "se_resnet", "transformer", "pictures")
+SAME: dict[str, Any] = {
+    "epochs": 20, "step_every": 8, "minibatch": 128, "evaluate_images": 300, "steps": 200, "search_images": 6,
+    "shares": (1.0, 3.0, 5.0, 10.0, 20.0, 40.0), "per_concept": 300,
+}  # fmt: skip
+COMPARED = ("tis", "integrated_gradients", RunSettings.method)
+BY_EXTRACTOR = ("integrated_gradients", *(f"integrated_gradients@{name}" for name in EXTRACTORS[1:]))
+ARMS = {
+    RunSettings.method: "default", "tis": "published TIS", "random": "random", "centre": "centre",
+    "brightness": "brightness", "token_frequency": "token frequency",
+}  # fmt: skip
+FILLS = ("black", "grey", "mean_code", "resampled_codes")
+TOKEN_FILLS = ("mean_code", "resampled_codes")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study to be made.
+
+    Args:
+        title: Of its section.
+        model: The embedded model.
+        region: Searched at the codebook level.
+        data: Which source its real images come from; None: they are drawn by the model.
+    """
+
+    title: str
+    model: str
+    region: str
+    data: str | None = None
+
+    def settings(self, out: Path, sources: dict[str, str]) -> RunSettings:
+        """Of `run`."""
+        own = {} if self.data is None else {"images": sources[self.data], "images_split": "test"}
+        return RunSettings(out=out, model=self.model, region=self.region, **SAME, **own)
+
+
+STUDIES = {
+    "fashion-generated": Plan(title="`zoo:fashion`, generated images", model="zoo:fashion", region="2:5,2:5"),
+    "fashion-real": Plan(
+        title="`zoo:fashion`, real images", model="zoo:fashion", region="2:5,2:5", data="fashion"
+    ),
+    "cifar10-generated": Plan(
+        title="`zoo:cifar10` (VQGAN), generated images", model="zoo:cifar10", region="3:6,3:6"
+    ),
+    "cifar10-real": Plan(
+        title="`zoo:cifar10` (VQGAN), real images", model="zoo:cifar10", region="3:6,3:6", data="cifar10"
+    ),
+    "cifar10-vqvae-real": Plan(
+        title="`zoo:cifar10-vqvae` (VQ-VAE), real images", model="zoo:cifar10-vqvae", region="3:6,3:6", data="cifar10"
+    ),
+}  # fmt: skip
+
+
+def make(name: str, work: Path, sources: dict[str, str]) -> None:
+    """Run a study and compare methods on it; with real images, also the four extractors, in a study beside it."""
+    plan = STUDIES[name]
+    run(plan.settings(work / name, sources), progress=Bars())
+    compare(CompareSettings(out=work / name, compare_methods=COMPARED), progress=Bars())
+    if plan.data is not None:
+        beside = beside_of(work / name)
+        settings = replace(plan.settings(beside, sources), companions=EXTRACTORS[1:])
+        make_tokens(settings, progress=Bars())
+        train(settings, progress=Bars())
+        compare(CompareSettings(out=beside, compare_methods=BY_EXTRACTOR), progress=Bars())
+
+
+def beside_of(folder: Path) -> Path:
+    """Where the comparison of the four extractors lies."""
+    return folder.with_name(f"{folder.name}-extractors")
+
+
+def cell(row: Any) -> str:
+    """A value with its interval."""
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def image_table(table: Table, n: int, judge: str) -> str:
+    """Drop of the judge's probability at one n: arms by fills."""
+    rows = []
+    for arm, label in ARMS.items():
+        found = [
+            table.where(concept="all", arm=arm, fill=fill, n=n, judge=judge, metric="probability_drop")
+            for fill in FILLS
+        ]
+        rows.append([label, *(cell(one[0]) for one in found)])
+    return markdown([f"{judge}, n = {n}", *FILLS], rows)
+
+
+def verdict_counts(study: Study, level: str, metric: str) -> str:
+    """How often our default is better, worse or undecided against each rival, over all judges, n and concepts."""
+    rows = [row for row in study.table(f"{level}_verdicts").rows if row["metric"] == metric]
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row["masking"], row["other"], row["fill"]), []).append(row["verdict"])
+    lines = [
+        [masking, other, fill, *(str(words.count(word)) for word in ("better", "undecided", "worse"))]
+        for (masking, other, fill), words in sorted(groups.items())
+    ]
+    return markdown(["masking", "default against", "fill", "better", "undecided", "worse"], lines)
+
+
+def concept_table(table: Table) -> str:
+    """Concept level, both maskings, in token space."""
+    rows = [
+        [row["masking"], row["arm"], row["judge"], cell(row), f"{row['hidden_share']:.1%}"]
+        for row in table.where(concept="all", fill="mean_code", metric="probability_drop")
+    ]
+    return markdown(["masking", "arm", "judge", "probability drop", "hidden area"], rows)
+
+
+def codebook_table(table: Table) -> str:
+    """Codebook level, all pairs."""
+    rows = [
+        [row["arm"], row["judge"], row["metric"], cell(row)]
+        for row in table.where(concept="all")
+        if row["metric"] in ("target_probability", "target_rise", "source_drop", "changed_tokens")
+    ]
+    return markdown(["arm", "judge", "metric", "value"], rows)
+
+
+def method_table(study: Study, methods: Sequence[str]) -> str:
+    """Mean drop of both judges when 6 and 10 % of the positions are hidden, in token space."""
+    table, members = study.table("comparison"), members_of(study)
+    rows = []
+    for method in methods:
+        name = method.partition("@")[2] or (next(iter(members)) if ":" not in method else "")
+        told = f"`{name}`, {members[name]['top1']:.1%}" if name else "all"
+        drops = [table.where(arm=method, metric="mean_drop", fill=fill, judge="mean")[0] for fill in TOKEN_FILLS]
+        rows.append([method, told, *(cell(row) for row in drops)])
+    return markdown(["method", "extractor, its top-1", *TOKEN_FILLS], rows)
+
+
+def ratio_lines(study: Study) -> str:
+    """How many times the drop of random and of published TIS the default's is."""
+    rows = study.table("comparison_pairs").where(method=RunSettings.method, metric="mean_drop")
+    lines = [
+        f"- {row['fill']}: {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] times that of "
+        f"{row['other']}"
+        for row in rows
+        if row["other"] in ("random", "tis") and row["fill"] in (*TOKEN_FILLS, "mean")
+    ]
+    return "\n".join(lines)
+
+
+def section(title: str, study: Study, beside: Study | None, positions: int) -> str:
+    """Everything about one study."""
+    image = study.table("image_level")
+    judges = sorted({row["judge"] for row in image.rows})
+    counts = sorted({row["n"] for row in image.rows if row["n"]})
+    shown = [n for n in counts if n in (2, 5, 10)] or counts[:2]
+    metrics = members_of(study)
+    errors = study.table("traversal_error").rows
+    scratch = study.table("scratch").rows
+    clusters = study.table("clusters").rows
+    parts = [
+        f"## {title}",
+        " ".join(
+            f"`{name}`: top-1 {one['top1']:.1%} on {one['images']:,.0f} test images, ECE {one['ece_calibrated']:.3f}."
+            for name, one in metrics.items()
+        ),
+        "### Methods",
+        "Mean drop of both judges' probability when 6 and 10 % of the positions are hidden.",
+        method_table(study, COMPARED),
+        f"The default's mean drop is\n\n{ratio_lines(study)}",
+        *(["The four extractors, trained on the same tokens:", method_table(beside, BY_EXTRACTOR)] if beside else []),
+        "### Image level",
+        (f"Drop of the judge's probability of the concept when n of {positions} positions are hidden; higher is "
+        "better; 95 % bootstrap intervals over test images."),
+        *(image_table(image, n, judge) for n in shown for judge in judges),
+        "Verdicts of paired differences (all judges, all n, pooled and per concept; one comparison at a time):",
+        verdict_counts(study, "image", "probability_drop"),
+        "### Concept level",
+        "Mean-code fill. `by_id` hides every cell with a listed code; `area_matched` the same number per image.",
+        concept_table(study.table("concept_level")),
+        "### Codebook level",
+        "Target probability after searching a 3×3 window, judged by classifiers that took no part; mean over restarts.",
+        codebook_table(study.table("codebook_level")),
+        *(f"Whole grids searched from scratch, {strategy}: judges' mean probability of the concept "
+          f"{np.mean([row['probability'] for row in scratch if row['strategy'] == strategy]):.3f}."
+          for strategy in dict.fromkeys(row["strategy"] for row in scratch)),
+        "### Traversal and clusters",
+        markdown(
+            ["concept", "cells", "Pearson", "Spearman", "mean absolute error, logits", "slope"],
+            [
+                [row["concept"], str(row["cells"]), *(f"{row[key]:.2f}" for key in
+                 ("pearson", "spearman", "mean_absolute_error", "slope"))]
+                for row in errors
+            ],
+        ),
+        (f"{len(clusters)} token clusters; stability {min(r['stability'] for r in clusters):.2f} to "
+        f"{max(r['stability'] for r in clusters):.2f}, {sum(r['stability'] > 0.75 for r in clusters)} above 0.75."),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def members_of(study: Study) -> dict[str, dict[str, Any]]:
+    """Held-out figures of the study's extractor and of its companions."""
+    from vqcortex.extractors.checkpoint import load_trained
+
+    folders = [study.path("train"), *sorted((study.path("train") / "companions").iterdir())]
+    return {one.extractor: dict(one.metrics) for one in map(load_trained, folders)}
+
+
+def picture(study: Study, path: Path) -> None:
+    """The README's picture: examples with importance, top tokens, and the evidence."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    exhibit = gather(study, 4, "cpu", 250)
+    names = ("Sneaker", "Bag", "Dress")
+    figure = pyplot.figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
+    axes = left.subplots(len(names), 9, gridspec_kw={"width_ratios": [1.3] * 3 + [0.25] + [1] * 5})
+    for line, name in zip(axes, names, strict=True):
+        concept = next(one for one in exhibit.concepts if one.name == name)
+        for axis in line:
+            axis.axis("off")
+        line[0].set_title(name, loc="left", fontsize=11, fontweight="bold")
+        for axis, image, heat in zip(line[:3], concept.images, concept.importance, strict=False):
+            axis.imshow(image)
+            spread = np.kron(heat, np.ones((4, 4)))
+            axis.imshow(np.clip(spread, 0, 1), cmap="Oranges", alpha=np.clip(spread, 0, 1) * 0.75, vmin=0, vmax=1)
+        for axis, code in zip(line[4:], concept.codes, strict=False):
+            axis.imshow(code.patches[0])
+            axis.add_patch(pyplot.Rectangle((3.5, 3.5), 4, 4, fill=False, color="#d1481c", lw=1.5))
+            axis.set_title(f"#{code.code}: {code.numbers['share']:.0%}", fontsize=8)
+    left.suptitle(
+        "Where the concept sits; the tokens that make it, in context, with their share of images", fontsize=10
+    )
+    axis = right.subplots()
+    table = study.table("image_level")
+    judge = sorted({row["judge"] for row in table.rows})[0]
+    for arm, label in ARMS.items():
+        rows = table.where(concept="all", arm=arm, fill="mean_code", judge=judge, metric="probability_drop")
+        n, value = [row["n"] for row in rows], [row["value"] for row in rows]
+        style = {"lw": 2.6, "color": "#d1481c"} if label == "default" else {"lw": 1.3}
+        line = axis.plot(n, value, label=label, **style)
+        axis.fill_between(n, [r["low"] for r in rows], [r["high"] for r in rows], alpha=0.15, color=line[0].get_color())
+    axis.set(
+        xlabel="positions hidden, of 49",
+        ylabel=f"drop of probability, judge {judge}",
+        title="Evidence (mean-code fill)",
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def is_made(name: str, work: Path) -> bool:
+    """Whether every part of a study is finished."""
+    last = work / name if STUDIES[name].data is None else beside_of(work / name)
+    return (last / "compare/stage.json").exists()
+
+
+def document(work: Path, made: Sequence[str]) -> str:
+    """The page about the studies that are finished."""
+    lines = [
+        "# Results on the embedded models",
+        "Made by `python recipes/results.py`, one study after the other; each is\n\n"
+        + "".join(
+            f"    {command_of(stage, Study(work / made[0]).record(stage)['key']['settings'])} --out STUDY\n"
+            for stage in ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate", "compare")
+        )
+        + "\nwith its own `--model`, `--region` and, where real images are encoded, `--images SOURCE` and "
+        "`--images-split test`. The judges were trained on training images and took no part in any explanation. "
+        "What follows is what came out, won or lost.",
+    ]
+    for name in made:
+        study, beside = Study(work / name), beside_of(work / name)
+        h, w = read_manifest(study.path("tokens")).grid
+        held = Study(beside) if STUDIES[name].data is not None else None
+        lines.append(section(STUDIES[name].title, study, held, h * w))
+    return "\n\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the studies asked for, write the document and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion", default="torchvision:FashionMNIST", help="source of Fashion-MNIST")
+    parser.add_argument("--cifar10", default="torchvision:CIFAR10", help="source of CIFAR-10")
+    parser.add_argument("--work", type=Path, default=Path("out/results"))
+    parser.add_argument("--only", nargs="*", choices=sorted(STUDIES), default=list(STUDIES))
+    chosen = parser.parse_args()
+    for name in chosen.only:
+        make(name, chosen.work, {"fashion": chosen.fashion, "cifar10": chosen.cifar10})
+    made = [name for name in STUDIES if is_made(name, chosen.work)]
+    (ROOT / "docs/results.md").write_text(document(chosen.work, made))
+    if made[0] == "fashion-generated":
+        picture(Study(chosen.work / made[0]), ROOT / "docs/demo.png")
+
+
+if __name__ == "__main__":
+    main()
