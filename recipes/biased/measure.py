@@ -34,7 +34,7 @@ from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.seeds import generator_for
 
 NEUTRAL, REPAIRED = 1000, 500  # images audited, and per draw of a repair
-NULL_POOL, NULL_SETS, NULL_IMAGES, NULL_CODES = 1500, 250, 500, 100  # three times the images make the pool
+NULL_POOL, NULL_SETS, NULL_IMAGES, NULL_CODES = 1500, 250, 500, 50  # three times the images make the pool
 PLANTED = 0.05  # share of pictures that gain a code by being painted from which the code counts as planted
 EVERYWHERE = [(row, column) for row in range(7) for column in range(7)]
 # Rows and columns of the 7x7 grid that are painted over.

@@ -23,7 +23,7 @@ from vqcortex.tokens.store import TokenBatch
 from vqcortex.worlds.planting import build_world
 from vqcortex.worlds.protocol import CONCEPTS, WITH, Parameters, World
 
-RUNS, IMAGES = 20, 1200
+RUNS, IMAGES = 10, 1200
 MODEL = ToyAdapter()
 
 

@@ -139,6 +139,21 @@ def confounding_notes(labels: Mapping[str, Sequence[str]]) -> Iterator[str]:
         )
 
 
+def composition_notes(groups: Mapping[str, Sequence[str]], neutral: Sequence[str]) -> Iterator[str]:
+    """Whether the groups hold other concepts than the neutral images, one sentence.
+
+    Args:
+        groups: By group, the concepts its images may be of.
+        neutral: Those of the neutral images.
+    """
+    held = {one for some in groups.values() for one in some}
+    if (others := sorted(held - set(neutral))) and held & set(neutral):
+        yield (
+            f"the groups also hold {', '.join(others)}, which no neutral image is: what the excess of a code says may "
+            "belong to the concept and not to the attribute; the rates are not touched by it"
+        )
+
+
 def cramers_v(table: Float[Tensor, "r q"]) -> float:
     """How far rows and columns of a table of counts go together: 0 not at all, 1 perfectly.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from vqcortex.adapters import load_model
 from vqcortex.adapters.protocol import Adapter
+from vqcortex.audit.verdict import composition_notes
 from vqcortex.engine.carried import Carried
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
@@ -125,6 +126,8 @@ def _work(
         learned = learn_groups(groups, model, settings)
         advance()
         found = audit_neutral(learned, read(inputs.neutral), settings)
+        concepts = {one.name: one.concepts for one in inputs.groups}
+        found = replace(found, notes=(*found.notes, *composition_notes(concepts, inputs.neutral.concepts)))
         advance()
     tables = audit_tables(found, settings)
     repaired = None

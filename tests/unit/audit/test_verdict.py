@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqcortex.audit.rates import estimate_rates
-from vqcortex.audit.verdict import confounding_notes, cramers_v, judge_rates, overall, thin_notes
+from vqcortex.audit.verdict import composition_notes, confounding_notes, cramers_v, judge_rates, overall, thin_notes
 from vqcortex.errors import DataError
 
 EVEN = torch.tensor([0.5, 0.5], dtype=torch.float64)
@@ -58,3 +58,9 @@ def test_a_strong_confounder_is_told_and_a_balanced_one_is_not():
 def test_cramers_v_does_not_depend_on_the_number_of_images():
     table = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
     assert cramers_v(table) == pytest.approx(cramers_v(100 * table))
+
+
+def test_groups_of_more_concepts_than_the_neutral_images_are_told():
+    assert "also hold Coat, which" in next(composition_notes({"a": ["Coat", "Dress"], "b": ["Dress"]}, ["Dress"]))
+    assert not list(composition_notes({"a": ["Dress"], "b": ["Dress"]}, ["Dress"]))
+    assert not list(composition_notes({"a": ["marked"], "b": ["plain"]}, ["Dress"]))
