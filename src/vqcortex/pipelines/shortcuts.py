@@ -365,7 +365,7 @@ def evidence_of(row: dict[str, Any]) -> str:
         if row[f"{name}_gap"] is None:
             said.append(f"{what}: too few images ({row[f'{name}_images']})")
         else:
-            changes = row[f"{name}_extractor"], row[f"{name}_judges"]
+            changes = [round(row[f"{name}_{who}"], 2) + 0.0 for who in ("extractor", "judges")]
             said.append(f"{what} the extractor moves by {changes[0]:+.2f}, the judges by {changes[1]:+.2f}")
     return f"code {row['code']}: {'; '.join(said)}."
 
