@@ -104,7 +104,7 @@ def headline(found: dict[str, dict[str, Any]], attributes: dict[str, dict[str, A
     within = sum(round(5 * one["precision_within"]) for one in attributes.values())
     repairs = [one["repair"] for one in biased]
     off = [abs(one["true"] - EVEN) for one in repairs]
-    lost = [recognition(one, "before") - recognition(one, "after") for one in repairs]
+    lost = [recognition_lost(one) for one in repairs]
     mended = sum(gap <= 0.05 and cost <= 0.03 for gap, cost in zip(off, lost, strict=True))
     rows = [
         [
@@ -142,9 +142,10 @@ def headline(found: dict[str, dict[str, Any]], attributes: dict[str, dict[str, A
     return markdown(["figure", "target", "measured"], rows)
 
 
-def recognition(repair: dict[str, Any], when: str) -> float:
-    """Mean over judges of the share of images recognised."""
-    return float(np.mean([row["recognised"] for row in repair["rows"] if row["when"] == when]))
+def recognition_lost(repair: dict[str, Any]) -> float:
+    """Share recognised before less after, by the judge who loses most."""
+    shares = {(row["judge"], row["when"]): row["recognised"] for row in repair["rows"]}
+    return max(shares[judge, "before"] - shares[judge, "after"] for judge, _ in shares)
 
 
 def repair_table(found: dict[str, dict[str, Any]]) -> str:
@@ -165,11 +166,22 @@ def repair_table(found: dict[str, dict[str, Any]]) -> str:
                 [
                     one.name, f"{repair['strength']:.2f}",
                     f"{percent(found[one.name]['true'])} → {percent(repair['true'])}",
+                    percent(next(row["rate"] for row in repair["rows"] if row["when"] == "after")),
+                    f"{100 * recognition_lost(repair):+.1f}",
                     both(repair["rows"], "recognised", 1, 100), both(repair["rows"], "frechet", 2),
                     both(repair["rows"], "diversity", 2),
                 ]
             )  # fmt: skip
-    heads = ["generator", "strength", "true rate, %", "recognised, %", "Fréchet distance", "diversity"]
+    heads = [
+        "generator",
+        "strength",
+        "true rate, %",
+        "estimated after, %",
+        "most lost by a judge",
+        "recognised, %",
+        "Fréchet distance",
+        "diversity",
+    ]
     return markdown(heads, rows)
 
 

@@ -19,7 +19,7 @@ from vqcortex.pipelines.audit import Audited, Overlay, audit_neutral, audit_tabl
 from vqcortex.pipelines.evaluate import digest, spoken_concepts
 from vqcortex.pipelines.groups import NEUTRAL, Grids, Group, named_places, open_group, read_group
 from vqcortex.pipelines.progress import QUIET, Progress
-from vqcortex.pipelines.repair import Repaired, check_judge, repair_generator, repair_table, steerable
+from vqcortex.pipelines.repair import AFTER, BEFORE, Repaired, check_judge, repair_generator, repair_table, steerable
 from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.pipelines.study import Study, command_of, run_stage, stage_key
 from vqcortex.pipelines.tokens import model_at
@@ -30,6 +30,7 @@ from vqcortex.results import Table, load_table, save_table
 
 STAGE, PAGE, BIAS = "audit", "audit.html", "repair.json"
 ROWS_SHOWN = 60
+COSTLY = 0.03  # share recognised that a repair may lose without a warning
 
 
 @final
@@ -281,12 +282,18 @@ def repair_words(exhibit: AuditExhibit) -> str:
 
 
 def _costs(rows: Sequence[Any]) -> str:
-    parts = []
+    parts, lost = [], 0.0
     for judge in dict.fromkeys(row["judge"] for row in rows):
         before, after = (
-            next(row for row in rows if (row["judge"], row["when"]) == (judge, when)) for when in ("before", "after")
+            next(row["recognised"] for row in rows if (row["judge"], row["when"]) == (judge, when))
+            for when in (BEFORE, AFTER)
         )
-        parts.append(
-            f"{judge} recognises {percent(before['recognised'], 1)} before and {percent(after['recognised'], 1)} after"
-        )
-    return f"Judge {'; judge '.join(parts)}."
+        lost = max(lost, before - after)
+        parts.append(f"{judge} recognises {percent(before, 1)} before and {percent(after, 1)} after")
+    said = f"Judge {'; judge '.join(parts)}."
+    if lost <= COSTLY:
+        return said
+    return (
+        f"{said} That is a high price: much of what is drawn now is neither group, and its rate a guess. A generator "
+        "that hardly ever draws a group cannot be talked into it; train it on even images instead."
+    )
