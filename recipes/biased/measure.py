@@ -33,6 +33,7 @@ from vqcortex.pipelines.repair import repair_generator, repair_table
 from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.seeds import generator_for
 
+REWEIGHTED = ".reweight.json"
 NEUTRAL, REPAIRED = 1000, 500  # images audited, and per draw of a repair
 NULL_POOL, NULL_SETS, NULL_IMAGES, NULL_CODES = 1500, 250, 500, 50  # three times the images make the pool
 PLANTED = 0.05  # share of pictures that gain a code by being painted from which the code counts as planted
@@ -165,22 +166,30 @@ def measure_generator(wanted: Wanted, learned: Learned, work: Path) -> dict[str,
         "p": found.verdicts[0].p, "distance": found.verdicts[0].distance, "lists": tables["audit_lists"].rows,
     }  # fmt: skip
     if wanted.rate != 50:
-        figures["repair"] = measure_repair(found, model, attribute, settings)
+        figures["repair"] = measure_repair(found, model, attribute, replace(settings, repair="everywhere"))
     return figures
 
 
 def measure_repair(found: Audited, model: ZooModel, attribute: Attribute, settings: AuditSettings) -> dict[str, Any]:
-    """Reweight, audit again, and let the judges say what it cost."""
+    """Push codes, audit again, and let the judges say what it cost."""
 
     def draw(one: Any, what: str) -> Grids:
         return drawn(one, attribute, what, NEUTRAL if what == "repaired" else REPAIRED)
 
-    repaired = repair_generator(found, model, draw, replace(settings, repair="reweight", repair_tries=3))
+    repaired = repair_generator(found, model, draw, replace(settings, repair_tries=3))
     table = repair_table(repaired, model, load_judges("zoo:fashion"), attribute.concept, settings)
     return {
         "strength": repaired.strength, "tries": [[one.strength, one.rate] for one in repaired.tries],
         "true": truth(attribute, repaired.after.neutral, model), "rows": [dict(row) for row in table.rows],
     }  # fmt: skip
+
+
+def measure_reweighting(wanted: Wanted, learned: Learned, work: Path) -> dict[str, Any]:
+    """Repair one generator by pushing only while what was drawn does not tell the group."""
+    model, attribute = load_zoo(str(work / wanted.name)), wanted.attribute
+    settings = replace(settings_for(attribute), repair="reweight")
+    found = audit_neutral(learned, drawn(model, attribute, "neutral", REPAIRED), settings)
+    return {"repair": measure_repair(found, model, attribute, settings)}
 
 
 def main() -> None:
@@ -207,6 +216,20 @@ def main() -> None:
             figures = measure_generator(wanted, learned, chosen.work)
             write_json(folder / f"{wanted.name}.json", figures)
             print(wanted.name, f"true {figures['true']:.3f} rate {figures['rate']:.3f} {figures['word']}", flush=True)
+    reweight_all(model, chosen.data, chosen.work)
+
+
+def reweight_all(model: ZooModel, data: str, work: Path) -> None:
+    """The second repair of every biased generator, the most biased first."""
+    folder, learned = work / "measured", {}
+    wanted = [one for one in all_wanted() if one.rate != 50 and not (folder / f"{one.name}{REWEIGHTED}").exists()]
+    for one in sorted(wanted, key=lambda one: -one.rate):
+        name = one.attribute.name
+        if name not in learned:
+            learned[name] = learn_groups(groups_of(one.attribute, model, data)[0], model, settings_for(one.attribute))
+        figures = measure_reweighting(one, learned[name], work)
+        write_json(folder / f"{one.name}{REWEIGHTED}", figures)
+        print(one.name, f"reweighted: true {figures['repair']['true']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

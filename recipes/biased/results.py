@@ -24,7 +24,7 @@ from worlds import measure_worlds
 from vqcortex.adapters.zoo import load_zoo
 from vqcortex.audit.carriers import find_carriers
 from vqcortex.audit.effect import live_codes
-from vqcortex.audit.repair import balancing_bias, code_frequency
+from vqcortex.audit.repair import balancing_bias, code_frequency, undecided
 from vqcortex.files import write_json
 from vqcortex.pipelines.audit import audit_neutral, audit_tables, learn_groups, pixels_of
 from vqcortex.pipelines.groups import Grids
@@ -34,7 +34,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- measured: written by recipes/biased/results.py -->", "<!-- end of what is measured -->"
 SPEED = 10_000  # images of either side
 EVEN = 0.5
-SHOWN = 10
+SHOWN, SHOWN_RATE = 10, 99
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -89,7 +89,10 @@ def ordered(found: dict[str, Any]) -> list[Wanted]:
     return sorted(wanted, key=lambda one: (names.index(one.attribute.name), one.rate, one.seed))
 
 
-def headline(found: dict[str, dict[str, Any]], attributes: dict[str, dict[str, Any]], seconds: dict[str, float]) -> str:
+Found = dict[str, dict[str, Any]]
+
+
+def headline(found: Found, attributes: Found, seconds: dict[str, float], reweighted: Found, everywhere: Found) -> str:
     """The figures asked for, each with its target."""
     biased = [found[one.name] for one in ordered(found) if one.rate >= 70]
     even = [found[one.name] for one in ordered(found) if one.rate == 50]
@@ -102,10 +105,6 @@ def headline(found: dict[str, dict[str, Any]], attributes: dict[str, dict[str, A
     drawn_sets = sum(one["null_sets"] for one in attributes.values())
     hits = sum(round(5 * one["precision"]) for one in attributes.values())
     within = sum(round(5 * one["precision_within"]) for one in attributes.values())
-    repairs = [one["repair"] for one in biased]
-    off = [abs(one["true"] - EVEN) for one in repairs]
-    lost = [recognition_lost(one) for one in repairs]
-    mended = sum(gap <= 0.05 and cost <= 0.03 for gap, cost in zip(off, lost, strict=True))
     rows = [
         [
             f"detection, AUROC of {len(biased)} generators at 70 % or more against {len(even)} at 50 %", "≥ 0.98",
@@ -125,11 +124,9 @@ def headline(found: dict[str, dict[str, Any]], attributes: dict[str, dict[str, A
         ["sets painted by the toss of a coin that are called biased", "≤ 5 %", exact(tolerant, drawn_sets)],
         ["the same without any tolerance (nominal level 5 %)", "≤ 5 %", exact(strict, drawn_sets)],
         ["such sets in which any code shows an excess (false discoveries 5 %)", "≤ 5 %", exact(alarms, sets)],
-        [
-            "repair: true rate within 5 points of even, at most 3 points of recognition lost", "all",
-            (f"{mended} of {len(repairs)}; {100 * max(off):.1f} points off at most, {100 * max(lost):+.1f} points lost "
-            f"at most, mean {100 * float(np.mean(lost)):+.1f}"),
-        ],
+        ["repair, `reweight`: true rate within 5 points of even, at most 3 points of recognition lost", "all",
+         mended(reweighted)],
+        ["the same, `everywhere`", "", mended(everywhere)],
         [
             f"audit of {SPEED:,} × {SPEED:,} images once tokens exist, training included", "< 60 s",
             f"{seconds['worked']:.0f} s of one core's time ({seconds['whole']:.0f} s by the clock, machine shared)",
@@ -142,13 +139,24 @@ def headline(found: dict[str, dict[str, Any]], attributes: dict[str, dict[str, A
     return markdown(["figure", "target", "measured"], rows)
 
 
+def mended(repairs: Found) -> str:
+    """How many repairs did what is asked of them, and by how much the worst did not."""
+    off = [abs(one["true"] - EVEN) for one in repairs.values()]
+    lost = [recognition_lost(one) for one in repairs.values()]
+    good = sum(gap <= 0.05 and cost <= 0.03 for gap, cost in zip(off, lost, strict=True))
+    return (
+        f"{good} of {len(repairs)}; {100 * max(off):.1f} points off at most, {100 * max(lost):+.1f} points lost at "
+        f"most, mean {100 * float(np.mean(lost)):+.1f}"
+    )
+
+
 def recognition_lost(repair: dict[str, Any]) -> float:
     """Share recognised before less after, by the judge who loses most."""
     shares = {(row["judge"], row["when"]): row["recognised"] for row in repair["rows"]}
     return max(shares[judge, "before"] - shares[judge, "after"] for judge, _ in shares)
 
 
-def repair_table(found: dict[str, dict[str, Any]]) -> str:
+def repair_table(found: Found, repairs: Found) -> str:
     """What the repair did to each biased generator, and its price."""
 
     def both(rows: list[dict[str, Any]], name: str, digits: int, scale: float = 1.0) -> str:
@@ -160,8 +168,8 @@ def repair_table(found: dict[str, dict[str, Any]]) -> str:
 
     rows = []
     for one in ordered(found):
-        if one.rate >= 70:
-            repair = found[one.name]["repair"]
+        if one.name in repairs:
+            repair = repairs[one.name]
             rows.append(
                 [
                     one.name, f"{repair['strength']:.2f}",
@@ -261,7 +269,7 @@ def measure_large() -> float:
     return time.process_time() - began
 
 
-def draw_rates(found: dict[str, dict[str, Any]], path: Path) -> None:
+def draw_rates(found: Found, reweighted: Found, everywhere: Found, path: Path) -> None:
     """Estimated against true rates, and what the repair makes of them."""
     from matplotlib import pyplot
 
@@ -278,16 +286,20 @@ def draw_rates(found: dict[str, dict[str, Any]], path: Path) -> None:
             100 * row["true"], rate, [[rate - low], [high - rate]], fmt="o", ms=4, lw=1.2,
             color=colours[one.attribute.name],
         )  # fmt: skip
-        if one.rate >= 70:
-            right.plot(
-                [0, 1], [100 * row["true"], 100 * row["repair"]["true"]], marker="o", ms=4, lw=1.2,
-                color=colours[one.attribute.name],
-            )  # fmt: skip
+        for repairs, style in ((reweighted, "-"), (everywhere, ":")):
+            if one.name in repairs:
+                ends = [100 * row["true"], 100 * repairs[one.name]["true"]]
+                right.plot([0, 1], ends, style, marker="o", ms=4, lw=1.2, color=colours[one.attribute.name])
     left.set(
         xlabel="true rate, %", ylabel="estimated rate, %, 95 % interval", title="Estimated against true (± 5 points)"
     )
     right.axhspan(45, 55, color="#999", alpha=0.2, lw=0)
-    right.set(xticks=[0, 1], xticklabels=["before", "after"], ylabel="true rate, %", title="Repair (even ± 5 points)")
+    right.set(
+        xticks=[0, 1],
+        xticklabels=["before", "after"],
+        ylabel="true rate, %",
+        title="Repair: reweight, and dotted everywhere",
+    )
     for name, colour in colours.items():
         right.plot([], [], color=colour, marker="o", ms=4, label=name)
     right.legend(frameon=False, fontsize=9)
@@ -295,15 +307,15 @@ def draw_rates(found: dict[str, dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_pictures(found: dict[str, dict[str, Any]], data: str, work: Path, path: Path) -> None:
-    """What the generators planted at 90 % draw, where the codes that decide stand, and the same draws repaired."""
+def draw_pictures(found: Found, reweighted: Found, data: str, work: Path, path: Path) -> None:
+    """What the generators planted at 99 % draw, where the codes that decide stand, and the same draws repaired."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(ATTRIBUTES), 2, figsize=(10.4, 3.4), layout="constrained")
     for line, attribute in zip(axes, ATTRIBUTES.values(), strict=True):
-        before, after, marked = repaired_draws(attribute, found, data, work)
+        before, after, marked = repaired_draws(attribute, found, reweighted, data, work)
         for axis, pixels, cells, title in (
-            (line[0], before, marked, "planted at 90 %, deciding codes outlined"),
+            (line[0], before, marked, f"planted at {SHOWN_RATE} %, deciding codes outlined"),
             (line[1], after, None, "the same draws, reweighted"),
         ):
             axis.imshow(torch.cat(list(pixels[:, 0]), 1), cmap="gray", vmin=0, vmax=1)
@@ -319,18 +331,19 @@ def draw_pictures(found: dict[str, dict[str, Any]], data: str, work: Path, path:
 
 
 def repaired_draws(
-    attribute: Attribute, found: dict[str, dict[str, Any]], data: str, work: Path
+    attribute: Attribute, found: Found, reweighted: Found, data: str, work: Path
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures before and after, by the same random numbers, and where the five best codes stand before."""
-    name = f"{attribute.name}-90-0"
+    name = f"{attribute.name}-{SHOWN_RATE}-0"
     model = load_zoo(str(work / name))
     groups, _ = groups_of(attribute, model, data)
     frequency = torch.stack([code_frequency(one.tokens, model.k) for one in groups.values()])
     rate = found[name]["rate"]
     even = torch.tensor([EVEN, 1 - EVEN], dtype=torch.float64)
     bias = balancing_bias(frequency, torch.tensor([rate, 1 - rate], dtype=torch.float64), even)
+    bias = bias * undecided([one.tokens for one in groups.values()], frequency)
     before = drawn(model, attribute, "shown", SHOWN)
-    after = drawn(model.with_code_bias(found[name]["repair"]["strength"] * bias), attribute, "shown", SHOWN)
+    after = drawn(model.with_code_bias(reweighted[name]["strength"] * bias), attribute, "shown", SHOWN)
     grids = {one: some.tokens for one, some in groups.items()}
     carriers = find_carriers(grids, before.tokens, live_codes(*grids.values(), before.tokens), even)
     best = torch.tensor([int(carriers.codes[at]) for at in carriers.of(0, 0.05)[:5]])
@@ -361,22 +374,27 @@ def main() -> None:
     attributes = {name: held[name] for name in ATTRIBUTES}
     found = {one.name: held[one.name] for one in all_wanted() if one.name in held}
     timed = chosen.work / "speed.json"
+    everywhere = {name: one["repair"] for name, one in found.items() if "repair" in one}
+    reweighted = {
+        one.name: held[f"{one.name}.reweight"]["repair"] for one in all_wanted() if f"{one.name}.reweight" in held
+    }
     if not timed.exists():
         write_json(timed, measure_speed(chosen.data))
     shortcuts = chosen.work / "shortcuts.json"
     if not shortcuts.exists():
         write_json(shortcuts, measure_worlds())
     parts = [
-        headline(found, attributes, json.loads(timed.read_text())),
+        headline(found, attributes, json.loads(timed.read_text()), reweighted, everywhere),
         "### Attributes", attribute_table(attributes), "### Rates", rates_table(found),
-        "### What counting two lists would have said", published_table(found), "### Repair", repair_table(found),
+        "### What counting two lists would have said", published_table(found), "### Repair, `reweight`", repair_table(found, reweighted),
+        "### Repair, `everywhere`", repair_table(found, everywhere),
         "### Shortcuts", worlds_line(json.loads(shortcuts.read_text())),
     ]  # fmt: skip
     page = chosen.docs / "audit.md"
     before, rest = page.read_text().split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{rest.split(END)[1]}")
-    draw_rates(found, chosen.docs / "audit-rates.png")
-    draw_pictures(found, chosen.data, chosen.work, chosen.docs / "audit-pictures.png")
+    draw_rates(found, reweighted, everywhere, chosen.docs / "audit-rates.png")
+    draw_pictures(found, reweighted, chosen.data, chosen.work, chosen.docs / "audit-pictures.png")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from vqcortex.audit.carriers import find_carriers
 from vqcortex.audit.cost import diversity, frechet_distance
 from vqcortex.audit.effect import cliffs_delta, compare_histograms, count_histogram, live_codes
 from vqcortex.audit.rates import solve_rates
+from vqcortex.audit.repair import code_frequency, undecided
 from vqcortex.audit.shortcuts import measure_enrichment
 
 
@@ -101,3 +102,21 @@ def test_frechet_distance_and_diversity_from_their_formulas():
     assert frechet_distance(a, b) == pytest.approx(wanted.item())
     pairs = [(a[i] - a[j]).norm().item() for i in range(30) for j in range(i)]
     assert diversity(a) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_what_is_undecided_is_the_entropy_of_the_group_given_what_came_before():
+    rng = torch.Generator().manual_seed(8)
+    groups = [torch.randint(low, low + 4, (9, 2, 2), generator=rng) for low in (0, 1)]
+    frequency = torch.stack([code_frequency(one, 5) for one in groups])
+    found = undecided(groups, frequency).flatten()
+    for position in range(4):
+        means = []
+        for tokens in groups:
+            total = 0.0
+            for grid in tokens:
+                flat = grid.flatten().tolist()
+                likely = [math.prod(one.flatten(1)[flat[at], at].item() for at in range(position)) for one in frequency]
+                shares = [x / sum(likely) for x in likely]
+                total += -sum(x * math.log(x) for x in shares if x) / math.log(2)
+            means.append(total / len(tokens))
+        assert found[position].item() == pytest.approx(sum(means) / 2)

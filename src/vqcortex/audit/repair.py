@@ -12,6 +12,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -48,6 +49,26 @@ def balancing_bias(
     now = torch.einsum("c,ckhw->khw", rates.double().clamp(min=1e-3), frequency)
     wanted = torch.einsum("c,ckhw->khw", even.double(), frequency)
     return (wanted / now).log().clamp(-MOST, MOST)
+
+
+def undecided(groups: Sequence[Int[Tensor, "_ h w"]], frequency: Float[Tensor, "c k h w"]) -> Float[Tensor, "h w"]:
+    """How little the tokens before each position, row by row, tell of an image's group: 1 nothing, 0 everything.
+
+    The mean over images, every group counting alike, of the entropy of the group, given the tokens before as if they
+    were independent, over that of groups that are all as likely.
+
+    Args:
+        groups: Attribute images of each group.
+        frequency: Theirs, from `code_frequency`.
+    """
+    c, _, h, w = frequency.shape
+    logs, cells = frequency.log().flatten(2), torch.arange(h * w)
+    found = []
+    for tokens in groups:
+        seen = logs[:, tokens.cpu().long().flatten(1), cells]  # (c, n, h*w)
+        before = seen.cumsum(2) - seen
+        found.append(torch.special.entr(before.softmax(0)).sum(0).mean(0) / math.log(c))
+    return torch.stack(found).mean(0).view(h, w)
 
 
 def suppressing_bias(codes: Sequence[int], k: int, grid: tuple[int, int]) -> Float[Tensor, "k h w"]:

@@ -19,6 +19,7 @@ from vqcortex.audit.repair import (
     code_frequency,
     find_strength,
     suppressing_bias,
+    undecided,
 )
 from vqcortex.errors import ConfigError, ModelError
 from vqcortex.judges import CalibratedJudge
@@ -42,7 +43,7 @@ class Repaired:
     """A repair and what came of it.
 
     Args:
-        mode: "reweight" or "suppress".
+        mode: "reweight", "everywhere" or "suppress".
         strength: Of the bias used, 1 for the whole; for suppress always 1.
         tries: Strengths tried, that of no bias first; the rates are of images that are not counted again.
         bias: What is added to the logits, in nats.
@@ -78,7 +79,7 @@ def repair_generator(found: Audited, model: Adapter, draw: Draw, settings: Audit
         bias, tries = suppressing_bias(codes, model.k, model.grid), [Try(strength=0.0, rate=_rate(found, group))]
         strength = 1.0
     else:
-        full = full_bias(found, model)
+        full = full_bias(found, model, everywhere=settings.repair == "everywhere")
 
         def measure(strength: float) -> float:
             return _rate(
@@ -108,10 +109,19 @@ def steerable(model: Adapter) -> Steerable:
     return model
 
 
-def full_bias(found: Audited, model: Adapter) -> Float[Tensor, "k h w"]:
-    """What would bring the groups from the rates found to even ones, as far as a code's place tells its group."""
-    frequency = torch.stack([code_frequency(one.tokens, model.k) for one in found.learned.groups.values()])
-    return balancing_bias(frequency, found.rates.rate, found.learned.reference)
+def full_bias(found: Audited, model: Adapter, *, everywhere: bool) -> Float[Tensor, "k h w"]:
+    """What would bring the groups from the rates found to even ones, as far as a code's place tells its group.
+
+    Args:
+        found: The audit.
+        model: The generator audited.
+        everywhere: Push at every position; otherwise only as far as what was drawn before does not tell the group, so
+            that an image is not pushed from one group into the other half-way.
+    """
+    groups = [one.tokens for one in found.learned.groups.values()]
+    frequency = torch.stack([code_frequency(one, model.k) for one in groups])
+    bias = balancing_bias(frequency, found.rates.rate, found.learned.reference)
+    return bias if everywhere else bias * undecided(groups, frequency)
 
 
 def excessive_codes(found: Audited, group: int, settings: AuditSettings) -> list[int]:

@@ -597,8 +597,9 @@ class AuditSettings(JudgedSettings):
     published_effect: bool = False
     """Report the published effect too: half of Cliff's delta, counts taken as independent (reference mode)."""
     repair: str = "none"
-    """What is tried against bias while drawing: none, reweight (push codes back to even rates) or suppress (forbid the
-    codes that carry the excess). The neutral set must be concept:NAME."""
+    """What is tried against bias while drawing: none, reweight (push codes back to even rates while what was drawn does
+    not tell the group), everywhere (push at every position), or suppress (forbid the codes that carry the excess). The
+    neutral set must be concept:NAME."""
     repair_tries: int = 4
     """Strengths tried by reweight, at least 1."""
     interval_resamples: int = 1000
@@ -623,7 +624,7 @@ class AuditSettings(JudgedSettings):
             yield f"audit-alpha={self.audit_alpha} must lie between 0 and 1"
         if not self.rate > 0:
             yield f"rate={self.rate} must be above 0"
-        if self.repair not in (known := ("none", "reweight", "suppress")):
+        if self.repair not in (known := ("none", "reweight", "everywhere", "suppress")):
             yield f"repair={self.repair!r} must be one of {', '.join(known)}"
         if self.repair != "none" and not self.neutral.startswith("concept:"):
             yield f"repair={self.repair!r} draws the neutral images again, so neutral must be concept:NAME"

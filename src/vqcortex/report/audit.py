@@ -274,7 +274,7 @@ def repair_words(exhibit: AuditExhibit) -> str:
         f"{when} {estimate(float(one.rates.rate[group]), float(one.rates.low[group]), float(one.rates.high[group]))}"
         for when, one in (("before", repaired.before), ("after", repaired.after))
     ]
-    tried = count_of(len(repaired.tries) - 1, "strength") + " tried, " if repaired.mode == "reweight" else ""
+    tried = count_of(len(repaired.tries) - 1, "strength") + " tried, " if repaired.mode != "suppress" else ""
     return (
         f"Share of {name!r} among neutral images: {', '.join(parts)}; {tried}strength {repaired.strength:.2f} of "
         f"{repaired.mode}. {_costs(exhibit.tables['audit_repair'].rows)}"

@@ -13,6 +13,7 @@ from vqcortex.audit.repair import (
     code_frequency,
     find_strength,
     suppressing_bias,
+    undecided,
 )
 from vqcortex.errors import ConfigError
 
@@ -48,6 +49,13 @@ def test_what_is_suppressed_is_minus_infinity_and_nothing_else_changes():
     assert (bias[[1, 3]] == 0).all()
     with pytest.raises(ConfigError, match="suppressing 4 of 4 codes leaves none"):
         suppressing_bias([0, 1, 2, 3], 4, (1, 1))
+
+
+def test_a_group_is_undecided_until_a_token_tells_it():
+    groups = [torch.tensor([[[0, 1, 0]]] * 50), torch.tensor([[[0, 2, 0]]] * 50)]
+    open_still = undecided(groups, torch.stack([code_frequency(one, 3) for one in groups]))
+    assert open_still[0, :2].tolist() == pytest.approx([1, 1])
+    assert open_still[0, 2].item() < 0.05
 
 
 def sigmoid(x):

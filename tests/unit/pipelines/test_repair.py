@@ -11,7 +11,7 @@ from vqcortex.errors import ConfigError, ModelError
 from vqcortex.judges import load_judges
 from vqcortex.pipelines.audit import audit_neutral, learn_groups
 from vqcortex.pipelines.groups import Grids
-from vqcortex.pipelines.repair import excessive_codes, repair_generator, repair_table
+from vqcortex.pipelines.repair import excessive_codes, full_bias, repair_generator, repair_table
 from vqcortex.pipelines.settings import AuditSettings
 
 BIASED = MarkedToy(rate=0.85)
@@ -32,12 +32,20 @@ def found():
     return audit_neutral(learn_groups(groups, BIASED, SETTINGS), draw(BIASED, "neutral"), SETTINGS)
 
 
-def test_reweighting_makes_it_even(found):
-    repaired = repair_generator(found, BIASED, draw, SETTINGS)
+@pytest.mark.parametrize("mode", ["reweight", "everywhere"])
+def test_reweighting_makes_it_even(found, mode):
+    repaired = repair_generator(found, BIASED, draw, replace(SETTINGS, repair=mode))
     assert found.rates.rate[0].item() == pytest.approx(0.85, abs=0.05)
     assert repaired.after.rates.rate[0].item() == pytest.approx(0.5, abs=0.07)
     assert repaired.tries[0].strength == 0
     assert 0.8 < repaired.strength < 1.2
+
+
+def test_what_is_decided_is_not_pushed_any_more(found):
+    # The first position tells the group, so that none after it needs a push.
+    assert full_bias(found, BIASED, everywhere=False)[:, 0, 0].abs().max() > 0.5
+    assert full_bias(found, BIASED, everywhere=False)[:, 1:].abs().max() < 0.01
+    assert full_bias(found, BIASED, everywhere=True)[:, 1:].abs().max() > 0.01
 
 
 def test_suppressing_forbids_the_code_that_carries_it(found):

@@ -106,7 +106,7 @@ def test_nothing_to_mend_is_said(pictures, tmp_path, monkeypatch):
         ({"groups": ("a=concept:red",)}, ConfigError, r"1 group\(s\) given; an audit compares at least 2"),
         ({"neutral": ""}, ConfigError, "neutral is empty"),
         ({"neutral": "concept:mauve"}, ConfigError, "model 'toy' has no concept 'mauve'"),
-        ({"repair": "pray"}, ConfigError, "repair='pray' must be one of none, reweight, suppress"),
+        ({"repair": "pray"}, ConfigError, "repair='pray' must be one of none, reweight, everywhere, suppress"),
         ({"repair": "suppress", "neutral": "imagefolder:x"}, ConfigError, "so neutral must be concept:NAME"),
         ({"repair": "suppress", "neutral": "concept:red,blue", "judges": "toy"}, ConfigError, "draws 2 concepts"),
         ({"repair": "suppress", "judges": "zoo:fashion"}, ConfigError, "judge 'cnn' does not know 'red'"),
