@@ -386,7 +386,8 @@ def main() -> None:
     parts = [
         headline(found, attributes, json.loads(timed.read_text()), reweighted, everywhere),
         "### Attributes", attribute_table(attributes), "### Rates", rates_table(found),
-        "### What counting two lists would have said", published_table(found), "### Repair, `reweight`", repair_table(found, reweighted),
+        "### What counting two lists would have said", published_table(found),
+        "### Repair, `reweight`", repair_table(found, reweighted),
         "### Repair, `everywhere`", repair_table(found, everywhere),
         "### Shortcuts", worlds_line(json.loads(shortcuts.read_text())),
     ]  # fmt: skip
