@@ -6,8 +6,10 @@ how many times less ours takes, by the medians.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -109,6 +111,15 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def in_fresh_process(file: str, *words: str) -> float:
+    """The number that a script prints last, run in a process of its own with as many threads as this one."""
+    command = [sys.executable, file, *words, "--threads", str(torch.get_num_threads())]
+    # glibc would keep what the warm-up frees, and growth would hide in it; with this limit it gives tensors back.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
 def growth_of(work: Callable[[], object]) -> float:
     """MB by which one call lifts the peak of this process's memory above what it holds before the call.
 
@@ -146,9 +157,10 @@ def peak() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on besides the code."""
     return {
+        **({} if device == "cpu" else {"card": torch.cuda.get_device_name(device)}),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

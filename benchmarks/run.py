@@ -3,6 +3,7 @@
 python benchmarks/run.py                    # about an hour on two cores that do nothing else
 python benchmarks/run.py --only search      # one of them; the others keep the results they have
 python benchmarks/run.py --small            # toy sizes, seconds; shows that it runs and nothing else
+python benchmarks/run.py --only geometry --device cuda --repeats 3    # on a graphics card, whose results have a name
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import adapters
 import draws
 import evaluation
+import geometry
 import pooling
 import search
 import swaps
@@ -38,28 +40,43 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "adapters": adapters,
     "draws": draws,
     "evaluation": evaluation,
+    "geometry": geometry,
 }
 
 
-def measure(name: str, *, small: bool, repeats: int) -> dict[str, Any]:
-    """One benchmark with the facts it depends on, as plain values."""
+def measure(name: str, *, small: bool, repeats: int, device: str = "cpu", images: int | None = None) -> dict[str, Any]:
+    """One benchmark with the facts it depends on, as plain values.
+
+    Args:
+        device: Of `geometry`; the others know the CPU alone.
+        images: In a batch of `geometry`; None: as many as suit the device.
+    """
     benchmark = BENCHMARKS[name]
-    compared: list[Comparison] = benchmark.measure(benchmark.SMALL if small else benchmark.FULL, repeats)
+    sizes = benchmark.SMALL if small else benchmark.FULL
+    if benchmark is geometry:
+        sizes = geometry.on(sizes, device, images)
+    compared: list[Comparison] = benchmark.measure(sizes, repeats)
     return {
-        "machine": machine(),
+        "machine": machine(device),
         "size": "toy" if small else "full",
         "comparisons": [one.as_json() for one in compared],
     }
 
 
+def key_of(name: str, device: str) -> str:
+    """Where results of a benchmark are kept: a graphics card's beside those of the CPU."""
+    return name if device == "cpu" else f"{name} on {machine(device)['card']}"
+
+
 def table_of(results: Mapping[str, Any]) -> str:
     """All results as Markdown."""
-    return "\n\n".join(_section(name, results[name]) for name in BENCHMARKS if name in results)
+    keys = [key for name in BENCHMARKS for key in sorted(results) if key == name or key.startswith(f"{name} on ")]
+    return "\n\n".join(_section(key, results[key]) for key in keys)
 
 
 def _section(name: str, result: Mapping[str, Any]) -> str:
     facts, is_toy, compared = result["machine"], result["size"] == "toy", result["comparisons"]
-    where = (facts["processor"], f"{facts['threads']} threads", facts["system"])
+    where = (*filter(None, [facts.get("card")]), facts["processor"], f"{facts['threads']} threads", facts["system"])
     lines = [
         f"### {name}{' at toy size: its ratios mean nothing' if is_toy else ''}",
         "",
@@ -108,6 +125,8 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument("--small", action="store_true", help="toy sizes; nothing is written unless --out is given")
     found.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads; default: all")
     found.add_argument("--repeats", type=int, default=7, help="measurements of everything that is not very slow")
+    found.add_argument("--device", default="cpu", help="of geometry: cpu or cuda")
+    found.add_argument("--images", type=int, help="in a batch of geometry; default: as many as suit the device")
     found.add_argument("--out", type=Path, help="folder for results.json and README.md; default: this one")
     return found
 
@@ -118,13 +137,18 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     if given.threads < 1 or given.repeats < 1:
         parser.error(f"--threads {given.threads} and --repeats {given.repeats} must be at least 1")
+    if given.device != "cpu" and given.only != ["geometry"]:
+        parser.error(f"--device {given.device} is for --only geometry; the others measure the CPU")
+    if given.images is not None and given.images < 1:
+        parser.error(f"--images {given.images} must be at least 1")
     torch.set_num_threads(given.threads)
     out = given.out or (None if given.small else HERE)
     results = read_results(out) if out else {}
     for name in given.only:
         print(f"measuring {name} ...", flush=True)
-        results[name] = measure(name, small=given.small, repeats=given.repeats)
-        print(_section(name, results[name]), flush=True)
+        key = key_of(name, given.device)
+        results[key] = measure(name, small=given.small, repeats=given.repeats, device=given.device, images=given.images)
+        print(_section(key, results[key]), flush=True)
         if out:
             write_results(results, out)
     print(f"written: {out / RESULTS} and {out / PAGE}" if out else "toy sizes: nothing was written")

@@ -23,6 +23,7 @@ class Sizes:
     Args:
         images: That ours takes at once.
         steps: Of a timed search; its start and its two measurements of the target's probability count too.
+        device: Where it runs.
     """
 
     d: int = 256
@@ -31,6 +32,7 @@ class Sizes:
     concepts: int = 1_000
     images: int = 8
     steps: int = 16
+    device: str = "cpu"
 
 
 FULL = Sizes()
@@ -39,8 +41,8 @@ SMALL = Sizes(d=4, grid=(4, 4), k=16, concepts=5, images=2, steps=2)
 
 def searches(sizes: Sizes) -> dict[str, Callable[[], object]]:
     """Both searches over the centre of the grid, ready to run."""
-    extractor = build_extractor("conv8", sizes.d, sizes.grid, sizes.concepts, 0).eval()
-    codebook = random_codebook(sizes.k, sizes.d)
+    extractor = build_extractor("conv8", sizes.d, sizes.grid, sizes.concepts, 0).eval().to(sizes.device)
+    codebook = random_codebook(sizes.k, sizes.d).to(sizes.device)
     tokens = random_tokens(sizes.images, sizes.grid, sizes.k)
     free = read_region("centre", sizes.grid)
     target = torch.arange(sizes.images) % sizes.concepts

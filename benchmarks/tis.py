@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import final
 
 import torch
-from common import Comparison, Spread, growth_of, in_turns, random_codebook, random_tokens, spread_of
+from common import (
+    Comparison,
+    Spread,
+    growth_of,
+    in_fresh_process,
+    in_turns,
+    random_codebook,
+    random_tokens,
+    spread_of,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -179,12 +185,7 @@ def measure_memory(sizes: Sizes, draws: tuple[int, ...]) -> list[Comparison]:
 def grown_apart(sizes: Sizes, variant: str, draws: int) -> float:
     """`grown` in a fresh process."""
     size = "full" if sizes == FULL else "small"
-    command = [sys.executable, __file__, "--variant", variant, "--draws", str(draws), "--size", size]
-    command += ["--threads", str(torch.get_num_threads())]
-    # glibc would keep what the warm-up frees, and growth would hide in it; with this limit it gives tensors back.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return float(json.loads(done.stdout))
+    return in_fresh_process(__file__, "--variant", variant, "--draws", str(draws), "--size", size)
 
 
 def grown(sizes: Sizes, variant: str, draws: int) -> float:

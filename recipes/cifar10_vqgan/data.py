@@ -12,6 +12,7 @@ from vqcortex.errors import DataError
 from vqcortex.images import open_images
 
 SIDE = 32
+CONCEPTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,33 +21,37 @@ class Images:
 
     Args:
         pixels: Bytes, (n, 3, 32, 32).
-        labels: (n,).
-        concepts: Names of the labels, as the source has them.
+        labels: (n,), numbers in CONCEPTS.
     """
 
     pixels: Tensor
     labels: Tensor
-    concepts: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, n: int) -> Images:
         """All but those after the first n; a negative n counts from the end."""
-        return Images(pixels=self.pixels[:n], labels=self.labels[:n], concepts=self.concepts)
+        return Images(pixels=self.pixels[:n], labels=self.labels[:n])
 
     def last(self, n: int) -> Images:
         """The last n."""
-        return Images(pixels=self.pixels[-n:], labels=self.labels[-n:], concepts=self.concepts)
+        return Images(pixels=self.pixels[-n:], labels=self.labels[-n:])
 
 
 def read_images(source: str, split: str) -> Images:
     """Read a split of any image source: torchvision:CIFAR10, hf:NAME, parquet:PATH.
 
     Raises:
-        DataError: There is no such split, an image is broken or of another size; the message says which row.
+        DataError: There is no such split, it has other than ten classes, an image is broken or of another size; the
+            message says which row.
     """
     opened = open_images(source, split)
+    if len(opened.concepts) != len(CONCEPTS):  # their names may be numbers, their order is CIFAR-10's everywhere
+        raise DataError(
+            f"{source!r} ({split}) has {len(opened.concepts)} classes, {', '.join(opened.concepts[:3])}, …; "
+            f"CIFAR-10 has {len(CONCEPTS)}: name a source of that set"
+        )
     pixels, labels = np.empty((len(opened), 3, SIDE, SIDE), np.uint8), []
     for row, record in enumerate(opened):
         image = np.asarray(record.image.convert("RGB"))
@@ -57,4 +62,4 @@ def read_images(source: str, split: str) -> Images:
             )
         pixels[row] = image.transpose(2, 0, 1)
         labels.append(record.concept)
-    return Images(pixels=torch.from_numpy(pixels), labels=torch.tensor(labels), concepts=opened.concepts)
+    return Images(pixels=torch.from_numpy(pixels), labels=torch.tensor(labels))

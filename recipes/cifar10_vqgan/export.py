@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 from classifiers import scaled
-from data import Images
+from data import CONCEPTS, Images
 from first_stage import FirstStageSettings, new_network
 from loop import finished
 from networks import Eye
@@ -116,7 +116,7 @@ def export(work: Path, budget: Any, name: str, held_out: Images, *, seed: int) -
         held_out: Images that trained neither judges nor transformer.
         seed: As in training.
     """
-    settings, concepts = budget.first_stage, held_out.concepts
+    settings, concepts = budget.first_stage, CONCEPTS
     first, positions = first_stage_config(settings), (SIDE // 2 ** (len(settings.widths) - 1)) ** 2
     vqgan, drawer = finished("vqgan", work), finished("transformer", work)
     sampling = chosen_sampling(work, budget, held_out, seed=seed)
@@ -152,7 +152,7 @@ def write_judges(work: Path, budget: Any, held_out: Images) -> None:
                 "temperature": round(fit_temperature(logits, held_out.labels), 6),
             }
         )
-    write_json(ZOO / "cifar10/judges.json", {"concepts": list(held_out.concepts), "judges": judges})
+    write_json(ZOO / "cifar10/judges.json", {"concepts": list(CONCEPTS), "judges": judges})
 
 
 @torch.no_grad()
@@ -171,14 +171,12 @@ def chosen_sampling(work: Path, budget: Any, held_out: Images, *, seed: int) -> 
     h, w = first.grid
     module = new_transformer(budget.transformer, codes=budget.first_stage.codes, positions=h * w, seed=seed)
     module.load_state_dict(finished("transformer", work))
-    eye = Eye(len(held_out.concepts))
+    eye = Eye(len(CONCEPTS))
     eye.load_state_dict(finished("eye", work))
     real = seen_by(eye.eval(), scaled(held_out.pixels))
-    classes = torch.arange(len(held_out.concepts)).repeat_interleave(DRAWN)
+    classes = torch.arange(len(CONCEPTS)).repeat_interleave(DRAWN)
     names = [f"{concept}/{number}" for number, concept in enumerate(classes.tolist())]
-    condition = Condition(
-        concepts=held_out.concepts, tokens=tuple(range(len(held_out.concepts))), empty=len(held_out.concepts)
-    )
+    condition = Condition(concepts=CONCEPTS, tokens=tuple(range(len(CONCEPTS))), empty=len(CONCEPTS))
     distances = {}
     for guidance in GUIDANCE:
         sampling = Sampling(temperature=TEMPERATURE, top_k=TOP_K, guidance=guidance)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from classifiers import train_classifier
-from data import Images, read_images
+from data import CONCEPTS, Images, read_images
 from first_stage import FirstStageSettings, new_network, train_first_stage
 from lightning.fabric import Fabric
 from loop import Trained, finished
@@ -129,12 +129,11 @@ def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _eye(run: Run) -> Trained:
-    concepts = len(run.images.concepts)
-    return run.classifier("eye", _seeded(run.seed + 4, lambda: Eye(concepts)), run.budget.eye, run.images)
+    return run.classifier("eye", _seeded(run.seed + 4, lambda: Eye(len(CONCEPTS))), run.budget.eye, run.images)
 
 
 def _vqgan(run: Run) -> Trained:
-    eye = Eye(len(run.images.concepts))
+    eye = Eye(len(CONCEPTS))
     eye.load_state_dict(finished("eye", run.work))
     return train_first_stage(
         "vqgan", run.budget.first_stage, run.images.pixels, eye, run.work, run.fabric,
@@ -167,7 +166,7 @@ def _transformer(run: Run) -> Trained:
     tokens = tokenize(network.to(run.fabric.device), run.seen.pixels, run.fabric.device)
     return train_transformer(
         run.budget.transformer, tokens, run.seen.labels, run.work, run.fabric,
-        codes=settings.codes, empty=len(run.images.concepts), seed=run.seed,
+        codes=settings.codes, empty=len(CONCEPTS), seed=run.seed,
     )  # fmt: skip
 
 

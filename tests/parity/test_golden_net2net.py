@@ -89,6 +89,28 @@ def test_drawing_step_by_step_without_a_cache_gives_the_same_image():
     assert torch.equal(fresh.generate(CLASSES, ids, 3).flatten(1), drawn[:, 1:])
 
 
+def test_guided_draws_are_those_of_the_formula_one_image_at_a_time_without_a_cache():
+    """Ho and Salimans 2022: softmax of (unconditional + g * (conditional - unconditional)) at every step."""
+    from vqcortex.seeds import generator_for
+
+    model = load_model(f"net2net:{FOLDER}?guidance=2.5&empty=10&temperature=0.8")
+    found = model.generate(torch.tensor([3, 7]), ["x/1", "x/2"], 3).flatten(1)
+    slow = model.transformer.double()
+    for name, concept, tokens in zip(["x/1", "x/2"], [3, 7], found.tolist(), strict=True):
+        uniform = torch.rand(16, generator=generator_for(3, name, "prior"), dtype=torch.float64)
+        drawn: list[int] = []
+        for step in range(16):
+            with torch.no_grad():
+                asked, plain = (slow(torch.tensor([[first, *drawn]]))[0, -1] for first in (concept, 10))
+            chances = ((plain + 2.5 * (asked - plain)) / 0.8).softmax(0).tolist()
+            code, passed = 0, chances[0]
+            while passed <= uniform[step]:
+                code += 1
+                passed += chances[code]
+            drawn.append(code)
+        assert drawn == tokens
+
+
 @torch.no_grad()
 def test_a_class_and_the_code_of_its_number_share_a_row(model):
     logits = model.next_logits(torch.tensor([3]), torch.zeros(1, 0, dtype=torch.long))

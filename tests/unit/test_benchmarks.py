@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-FILES = ("common", "tis", "search", "swaps", "pooling", "adapters", "draws", "evaluation", "run")
+FILES = ("common", "tis", "search", "swaps", "pooling", "adapters", "draws", "evaluation", "geometry", "run")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def bench():
 def in_process(bench, monkeypatch):
     """Memory measured in this process: the figures are worthless, but starting six more takes half a minute."""
     monkeypatch.setattr(bench.tis, "grown_apart", bench.tis.grown)
+    monkeypatch.setattr(bench.geometry, "grown_apart", bench.geometry.grown)
 
 
 def run(bench, *words):
@@ -45,6 +46,7 @@ def run(bench, *words):
         ("adapters", [1 / 1.05] * 4),
         ("draws", [4] * 3),
         ("evaluation", [30, 30]),
+        ("geometry", [1, 1] * 4 + [3]),
     ],
 )
 def test_every_benchmark_runs_at_toy_size(bench, name, targets):
@@ -139,6 +141,65 @@ def test_the_curves_and_the_loop_measure_the_same(bench):
         for (image, arm, n), chances in looped.items():
             found = curves.removed[curves.arms.index(arm), 0, curves.counts.index(n), :, image]
             assert found.tolist() == pytest.approx(chances, abs=1e-5)
+
+
+def test_the_fastest_way_counts_only_if_it_orders_positions_as_float32_does(bench):
+    geometry, spread = bench.geometry, bench.common.spread_of
+    exact, hasty = geometry.Way("float32", spread([2.0]), 1.0), geometry.Way("bfloat16", spread([1.0]), 0.98)
+
+    def ours(agreement):
+        ways = {"float32": exact, "bfloat16 folded": geometry.Way("bfloat16", hasty.seconds, agreement)}
+        peaks = {"float32": 1e9, "bfloat16": 4e9}
+        return list(geometry._compared("w", ways, (25, 26.0), 1e9, peaks, geometry.SMALL))
+
+    rows = ours(0.98)
+    assert [row.ours.median for row in rows] == [2000, 2000, 2000, pytest.approx(0.02)]
+    assert [row.times for row in rows] == [13, 1, 0.5, pytest.approx(0.5)]
+    assert not rows[-1].is_met
+    assert "bfloat16 folded 1 images/s, 0.001 TFLOP/s, rank agreement 0.9800" in rows[1].note
+    assert "1,000,000 images would take 301 days, ours 23.1 days" in rows[0].note
+    faithful = ours(0.995)
+    assert [row.times for row in faithful] == [26, 2, 0.25, pytest.approx(2)]
+
+
+def test_norms_have_seen_grids_and_signals_keep_their_size(bench):
+    geometry = bench.geometry
+    extractor = geometry.extractor_of("conv8", geometry.SMALL)
+    norm = extractor.stages[0][0].norm
+    assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+    assert not any(part.training for part in extractor.modules())
+
+
+def test_a_card_is_asked_for_more(bench):
+    geometry = bench.geometry
+    card = geometry.on(geometry.FULL, "cuda", None)
+    assert (card.timed, card.images, card.device) == (20, 256, "cuda")
+    assert geometry.on(geometry.FULL, "cpu", 7).images == 7
+
+
+def test_what_fails_is_printed_and_costs_nothing_else(bench, capsys):
+    assert bench.geometry.tried(lambda: 1 // 0) is None
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_results_of_a_card_stand_beside_those_of_the_processor(bench):
+    result = {"machine": bench.common.machine(), "size": "full", "comparisons": []}
+    card = {**result, "machine": {**result["machine"], "card": "NVIDIA X"}}
+    table = bench.run.table_of({"geometry on NVIDIA X": card, "geometry": result})
+    assert table.index("### geometry\n") < table.index("### geometry on NVIDIA X\n\nNVIDIA X, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "cuda", "--only", "tis"), "--device cuda is for --only geometry"),
+        (("--images", "0"), "--images 0"),
+    ],
+)
+def test_a_device_or_batch_that_makes_no_sense_is_named(bench, capsys, words, said):
+    with pytest.raises(SystemExit, match="2"):
+        bench.run.main(["--small", *words])
+    assert said in capsys.readouterr().err
 
 
 def test_things_are_timed_in_turns(bench):

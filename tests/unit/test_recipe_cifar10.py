@@ -69,9 +69,10 @@ def test_a_killed_training_resumes_to_the_same_weights_and_curve(recipe, fabric,
         saved.append(path)
         save(state, path)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(recipe.loop, "save_training_state", killed)
-        first_stage(recipe, fabric, tmp_path / "killed")
+        with pytest.raises(KeyboardInterrupt):
+            first_stage(recipe, fabric, tmp_path / "killed")
     assert torch.load(tmp_path / "killed/vqgan.pt", weights_only=True)["step"] == 2
     again = first_stage(recipe, fabric, tmp_path / "killed")
     assert whole.steps == again.steps == 6
@@ -188,38 +189,44 @@ def test_the_transformer_learns_what_follows_a_class(recipe, fabric, tmp_path):
     assert first[[2, 3]].min() > 0.1  # without a class it may be either
 
 
-def parquet(path, sizes, broken=()):
+def parquet(path, sizes, broken=(), classes=10):
     cells = []
     for row, size in enumerate(sizes):
         held = io.BytesIO()
         Image.new("RGB", size, (row, 0, 0)).save(held, "PNG")
         cells.append({"bytes": held.getvalue()[:40] if row in broken else held.getvalue(), "path": None})
-    pq.write_table(pa.table({"image": cells, "label": [i % 2 for i in range(len(cells))]}), path)
+    pq.write_table(pa.table({"image": cells, "label": [i % classes for i in range(len(cells))]}), path)
 
 
 def test_images_come_as_bytes_with_labels(recipe, tmp_path):
-    parquet(tmp_path / "train.parquet", [(32, 32)] * 4)
+    parquet(tmp_path / "train.parquet", [(32, 32)] * 11)
     found = recipe.data.read_images(f"parquet:{tmp_path}", "train")
-    assert found.pixels.shape == (4, 3, 32, 32)
-    assert found.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    assert found.labels.tolist() == [0, 1, 0, 1]
-    assert len(found.first(-1)) == 3
-    assert found.last(1).pixels[0, 0, 0, 0] == 3
+    assert found.pixels.shape == (11, 3, 32, 32)
+    assert found.pixels[:, 0, 0, 0].tolist() == list(range(11))
+    assert found.labels.tolist() == [*range(10), 0]
+    assert len(found.first(-1)) == 10
+    assert found.last(1).pixels[0, 0, 0, 0] == 10
 
 
 def test_an_image_of_another_size_is_named_by_its_row(recipe, tmp_path):
-    parquet(tmp_path / "train.parquet", [(32, 32), (32, 32), (28, 32)])
-    with pytest.raises(DataError, match=r"row 2 of 'parquet:.*' \(train\) is 28x32 pixels; .* takes 32x32 only"):
+    parquet(tmp_path / "train.parquet", [*[(32, 32)] * 10, (28, 32)])
+    with pytest.raises(DataError, match=r"row 10 of 'parquet:.*' \(train\) is 28x32 pixels; .* takes 32x32 only"):
         recipe.data.read_images(f"parquet:{tmp_path}", "train")
 
 
 def test_a_broken_image_is_named_by_its_row(recipe, tmp_path):
-    parquet(tmp_path / "train.parquet", [(32, 32)] * 3, broken=[1])
+    parquet(tmp_path / "train.parquet", [(32, 32)] * 10, broken=[1])
     with pytest.raises(DataError, match=r"row 1 of"):
         recipe.data.read_images(f"parquet:{tmp_path}", "train")
 
 
+def test_images_of_another_number_of_classes_are_refused(recipe, tmp_path):
+    parquet(tmp_path / "train.parquet", [(32, 32)] * 10, classes=3)
+    with pytest.raises(DataError, match=r"has 3 classes, 0, 1, 2, …; CIFAR-10 has 10"):
+        recipe.data.read_images(f"parquet:{tmp_path}", "train")
+
+
 def test_a_missing_split_is_said(recipe, tmp_path):
-    parquet(tmp_path / "train.parquet", [(32, 32)])
+    parquet(tmp_path / "train.parquet", [(32, 32)] * 10)
     with pytest.raises(DataError, match=r"has no 'test' files, only 'train\.parquet'"):
         recipe.data.read_images(f"parquet:{tmp_path}", "test")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from vqcortex.adapters.family import Family, Files, Spec, expanded
 from vqcortex.adapters.network import NetworkAdapter, identity_of
-from vqcortex.adapters.prior import Sampling, draw
+from vqcortex.adapters.prior import Sampling, draw, guided
 from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level
 from vqcortex.adapters.taming import (
     FIRST_STAGE,
@@ -50,6 +50,7 @@ TRANSFORMER = "transformer."
 _PARTS = (FIRST_STAGE, "cond_stage_model.", "permuter.", TRANSFORMER, "loss.")
 # Keys and values kept for the images drawn together, in bytes: 2 GB. More images are drawn in turns.
 MOST_CACHED = 2**31
+PLAIN = Sampling()
 
 
 @final
@@ -80,11 +81,13 @@ class Condition:
     Args:
         concepts: Names of what can be asked for.
         tokens: The token in front for each of them.
+        empty: The token in front where no class is asked for; None: it was not trained for that, or nobody says so.
         refusal: Why nothing can be drawn; empty if it can.
     """
 
     concepts: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
+    empty: int | None = None
     refusal: str = ""
 
 
@@ -198,6 +201,8 @@ class Net2NetModel:
         sampling: How tokens are drawn.
         order: Position in the sequence of each position of the grid read row by row; None: the same.
         used: Codes that the transformer's tokens stand for; None: themselves.
+    Raises:
+        ConfigError: Guidance is asked for, and no token stands for "no class".
     """
 
     family = "net2net"
@@ -217,9 +222,21 @@ class Net2NetModel:
         self._order, self._used = order, used
         self._refusal = condition.refusal or self._misfit()
         self._condition = torch.tensor(condition.tokens, dtype=torch.long)
+        self._empty = self._checked_empty(condition.empty)
         self.concepts: tuple[str, ...] = () if self._refusal else condition.concepts
         self._exact: Transformer | None = None
         self._identity: str | None = None
+
+    def _checked_empty(self, empty: int | None) -> int | None:
+        """The token for no class where draws need it; None where they do not."""
+        if self.sampling.guidance == 1:
+            return None
+        if empty is None:
+            raise ConfigError(
+                f"guidance={self.sampling.guidance:g} of model {self.name!r} needs a class that stands for none, as "
+                "training with dropped labels leaves one; write its number, &empty=10, say, or leave guidance out"
+            )
+        return empty
 
     def _misfit(self) -> str:
         """Why grids of this size cannot be drawn; empty if they can."""
@@ -242,6 +259,8 @@ class Net2NetModel:
             facts = (
                 f"{self.transformer.sizes} {self.sampling} {self.concepts} {self._condition.tolist()} {order} {used}"
             )
+            if self._empty is not None:
+                facts += f" {self.sampling.guidance} {self._empty}"
             self._identity = hash_of_bytes(f"{self.first.identity} {identity_of(self.transformer, facts)}".encode())
         return self._identity
 
@@ -331,7 +350,8 @@ class Net2NetModel:
             # float64: in float32 another batch size moves a probability by 1e-7, and some draw lands in between.
             self._exact = copy.deepcopy(self.transformer).double()
         sizes = self.transformer.sizes
-        at_once = max(1, MOST_CACHED // (2 * 8 * sizes.layers * sizes.positions * sizes.width))
+        rows = 1 if self._empty is None else 2  # of the cache, per image
+        at_once = max(1, MOST_CACHED // (rows * 2 * 8 * sizes.layers * sizes.positions * sizes.width))
         with torch.no_grad():
             drawn = [
                 self._drawn(self._exact, first[i : i + at_once], image_ids[i : i + at_once], seed)
@@ -345,12 +365,21 @@ class Net2NetModel:
         n = self.grid[0] * self.grid[1]
         rows = [torch.rand(n, generator=generator_for(seed, one, "prior"), dtype=torch.float64) for one in image_ids]
         uniform = torch.stack(rows).to(self.device)
-        return transformer.continued(
-            first,
-            first.new_zeros(len(first), 0),
-            n,
-            lambda logits, i: draw(self._allowed(logits), uniform[:, i], self.sampling),
-        )
+        if self._empty is None:
+            return transformer.continued(
+                first,
+                first.new_zeros(len(first), 0),
+                n,
+                lambda logits, i: draw(self._allowed(logits), uniform[:, i], self.sampling),
+            )
+
+        def pick(logits: Float[Tensor, "b2 v"], position: int) -> Int[Tensor, " b2"]:
+            asked, plain = self._allowed(logits).chunk(2)
+            return draw(guided(asked, plain, self.sampling.guidance), uniform[:, position], self.sampling).repeat(2)
+
+        # Every image once more below, with no class in front and the same tokens after it.
+        both = torch.cat([first, torch.full_like(first, self._empty)])
+        return transformer.continued(both, both.new_zeros(len(both), 0), n, pick)[: len(first)]
 
     def next_logits(
         self, concept: Int[Tensor, " b"], tokens: Int[Tensor, "b p"], *, cached: bool = False
@@ -371,6 +400,8 @@ class Net2NetModel:
 
     def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
         """Log-probability of every code at every position, given the concept and the tokens drawn before it, in nats.
+
+        They are those of the model itself, not of its draws: temperature, top_k, top_p and guidance have no say.
 
         Raises:
             ModelError, ConfigError: As `generate`.
@@ -494,21 +525,26 @@ def _transformer_from(
     return transformer
 
 
-def condition_in(config: Config | None, vocabulary: int, names: Sequence[str] | None, path: Path) -> Condition:
+def condition_in(
+    config: Config | None, vocabulary: int, names: Sequence[str] | None, path: Path, empty: int | None = None
+) -> Condition:
     """What a model can be asked for.
 
     Args:
         config: Its config; None: a model of classes.
         vocabulary: Tokens its transformer knows.
-        names: Names of the classes, if the caller has them.
+        names: Names of the classes, if the caller has them, without the empty one.
+        empty: Number of the class that stands for none; None: there is none.
         path: Of the checkpoint, for messages.
     Raises:
-        ConfigError: There is another number of names than of classes.
+        ConfigError: There is another number of names than of classes, or no such empty class.
         ModelError: The config is of another model.
     """
     params: Mapping[str, Any] = {} if config is None else config.params
     stage = params.get("cond_stage_config")
     if params.get("unconditional") or stage == "__is_unconditional__":
+        if empty is not None:
+            raise ConfigError(f"?empty= numbers a class, but the model {str(path)!r} is unconditional: leave it out")
         return unconditional(params.get("sos_token", 0), vocabulary, names, path)
     target = str(stage.get("target", "")) if isinstance(stage, Mapping) else str(stage or "")
     if config is not None and target.rpartition(".")[2] != "Labelator":
@@ -520,7 +556,7 @@ def condition_in(config: Config | None, vocabulary: int, names: Sequence[str] | 
     if config is not None and config.part("transformer_config").params.get("n_unmasked", 0) > 1:
         return Condition(refusal="its transformer's first positions see each other (n_unmasked), which is not computed")
     said = config.part("cond_stage_config").params.get("n_classes") if config is not None else None
-    return classes(said, vocabulary, names, path)
+    return classes(said, vocabulary, names, path, empty)
 
 
 def unconditional(sos_token: Any, vocabulary: int, names: Sequence[str] | None, path: Path) -> Condition:
@@ -535,18 +571,29 @@ def unconditional(sos_token: Any, vocabulary: int, names: Sequence[str] | None, 
     return Condition(concepts=("unconditional",), tokens=(sos_token,))
 
 
-def classes(said: Any, vocabulary: int, names: Sequence[str] | None, path: Path) -> Condition:
-    """The classes of a model, by name or by number."""
-    n = said if said is not None else len(names) if names is not None else vocabulary
+def classes(said: Any, vocabulary: int, names: Sequence[str] | None, path: Path, empty: int | None = None) -> Condition:
+    """The classes of a model, by name or by number; the empty one, if there is one, is none of them."""
+    spare = 0 if empty is None else 1
+    n = said if said is not None else len(names) + spare if names is not None else vocabulary
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= vocabulary:
         raise ModelError(
             f"{n!r} classes do not fit the transformer of {str(path)!r}, whose table of embeddings has {vocabulary} "
             "rows for classes and codes alike; take the config that came with the checkpoint"
         )
-    if names is not None and len(names) != n:
-        raise ConfigError(f"?classes= gives {len(names)} names but {str(path)!r} has {n} classes; write one per line")
-    concepts = names if names is not None else [f"class {i:0{len(str(n - 1))}}" for i in range(n)]
-    return Condition(concepts=tuple(concepts), tokens=tuple(range(n)))
+    if empty is not None and (empty >= n or n == 1):
+        raise ConfigError(
+            f"empty={empty} is no class beside others of {str(path)!r}, which has {n}, counted from 0; "
+            "write the number of the class that labels were dropped to"
+        )
+    tokens = tuple(i for i in range(n) if i != empty)
+    if names is not None and len(names) != len(tokens):
+        beside = "" if empty is None else f" beside the empty class {empty}"
+        raise ConfigError(
+            f"the list of classes gives {len(names)} names but {str(path)!r} has {len(tokens)} classes{beside}; "
+            "write one per line of the file that ?classes= names"
+        )
+    concepts = names if names is not None else [f"class {i:0{len(str(n - 1))}}" for i in tokens]
+    return Condition(concepts=tuple(concepts), tokens=tokens, empty=empty)
 
 
 def open_net2net(spec: Spec) -> Adapter:
@@ -556,9 +603,22 @@ def open_net2net(spec: Spec) -> Adapter:
         ModelError: Its files are absent, altered, or of no such model.
         ConfigError: An option is wrong.
     """
-    spec.check("config", "heads", "classes", "temperature", "top_k", "top_p")
-    sampling, heads, names = _sampling(spec), whole_option(spec, "heads"), _names(spec)
-    files = open_files(spec)
+    spec.check("config", "heads", "classes", "empty", "temperature", "top_k", "top_p", "guidance")
+    return opened(spec, sampling_of(spec), _names(spec), whole_option(spec, "empty", least=0))
+
+
+def opened(spec: Spec, sampling: Sampling, names: Sequence[str] | None, empty: int | None) -> Net2NetModel:
+    """Open what a name means, with what else its user knows.
+
+    Args:
+        spec: Of the options, those that say how files are read.
+        sampling: How tokens are drawn.
+        names: Names of its classes, without the empty one; None: their numbers.
+        empty: Number of the class that stands for none; None: there is none.
+    Raises:
+        ModelError, ConfigError: As `open_net2net`.
+    """
+    heads, files = whole_option(spec, "heads"), open_files(spec)
     path, config, tensors = files.path, files.config, files.tensors
     if config is not None and "transformer_config" not in config.params:
         raise ModelError(
@@ -579,7 +639,7 @@ def open_net2net(spec: Spec) -> Adapter:
         rows = math.isqrt(transformer.sizes.positions)
         side = rows * network.sizes.decoder.stride if rows**2 == transformer.sizes.positions else RESOLUTION
     first = adapter_of(network, side, spec)
-    condition = condition_in(config, transformer.sizes.vocabulary, names, path)
+    condition = condition_in(config, transformer.sizes.vocabulary, names, path, empty)
     return _model(first, transformer, condition, sampling, tensors, path)
 
 
@@ -608,17 +668,26 @@ def _model(
     )
 
 
-def _sampling(spec: Spec) -> Sampling:
-    temperature, top_p = real_option(spec, "temperature"), real_option(spec, "top_p")
+def sampling_of(spec: Spec, plain: Sampling = PLAIN) -> Sampling:
+    """How tokens are drawn: as the options say, and where they say nothing as `plain`.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+    top_p = real_option(spec, "top_p")
     if top_p is not None and top_p > 1:
         raise ConfigError(f"top_p={top_p:g} of model {spec.text!r} is a probability: at most 1")
-    return Sampling(
-        temperature=1.0 if temperature is None else temperature, top_k=whole_option(spec, "top_k"), top_p=top_p
-    )
+    given: dict[str, Any] = {
+        "temperature": real_option(spec, "temperature"),
+        "top_k": whole_option(spec, "top_k"),
+        "top_p": top_p,
+        "guidance": real_option(spec, "guidance"),
+    }
+    return replace(plain, **{name: value for name, value in given.items() if value is not None})
 
 
-def whole_option(spec: Spec, name: str) -> int | None:
-    """An option that is a whole number from 1 up; None: it is not given.
+def whole_option(spec: Spec, name: str, least: int = 1) -> int | None:
+    """An option that is a whole number from `least` up; None: it is not given.
 
     Raises:
         ConfigError: It is something else.
@@ -626,9 +695,9 @@ def whole_option(spec: Spec, name: str) -> int | None:
     text = spec.options.get(name)
     if text is None:
         return None
-    if not text.isdecimal() or not int(text):
+    if not text.isdecimal() or int(text) < least:
         raise ConfigError(
-            f"{name}={text!r} of model {spec.text!r} is not a whole number from 1 up; write ?{name}=16, say"
+            f"{name}={text!r} of model {spec.text!r} is not a whole number from {least} up; write ?{name}=16, say"
         )
     return int(text)
 
@@ -704,7 +773,7 @@ FAMILY = Family(
     name="net2net",
     title="Net2NetTransformer of taming-transformers: a VQGAN that draws images of a class",
     formats="a folder with checkpoints/ and configs/, or a .ckpt or .safetensors file with ?heads=N; "
-    "?temperature=1&top_k=100&top_p=0.95, ?classes=FILE",
+    "?temperature=1&top_k=100&top_p=0.95, ?guidance=2&empty=10, ?classes=FILE",
     abilities=(ENCODE, DECODE, GENERATE, LOGITS),
     open=open_net2net,
     recognise=recognise_net2net,

@@ -7,7 +7,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqcortex.errors import ConfigError
 from vqcortex.seeds import generator_for
 
 
@@ -50,6 +51,8 @@ class Sampling:
         top_k: Codes kept per draw, the likeliest first, 1..k; None keeps all.
         top_p: Probability that the codes kept have together at least, the likeliest first, in (0, 1], after `top_k`;
             None keeps all.
+        guidance: How far logits go from those of no class (0) towards those of the class (1: none) and beyond: see
+            `guided`. Before the others.
 
     Source:
         Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (top_p).
@@ -58,6 +61,8 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    # Not in the repr, which is part of identities that are older than guidance.
+    guidance: float = field(default=1.0, repr=False)
 
 
 class Block(nn.Module):
@@ -142,8 +147,16 @@ class TokenPrior(nn.Module):
         Each image has its own uniform numbers, from (seed, image id), and turns them into tokens through the
         cumulative distribution. Call it on a float64 copy of the prior where the result must not depend on the
         batch: in float32 a different batch size moves a probability by 1e-7, and some draw lands in between.
+
+        Raises:
+            ConfigError: Guidance is asked for, and this prior knows its classes only.
         """
         s = self.settings
+        if sampling.guidance != 1:
+            raise ConfigError(
+                f"guidance={sampling.guidance:g} needs a class that stands for none, and this prior knows the "
+                f"{s.concepts} it was trained on only; leave guidance at 1"
+            )
         if not image_ids:
             return concept.new_zeros(0, s.positions)
         uniform = torch.stack(
@@ -165,8 +178,22 @@ class TokenPrior(nn.Module):
         return torch.stack(drawn, 1)
 
 
+def guided(
+    conditional: Float[Tensor, "b k"], unconditional: Float[Tensor, "b k"], guidance: float
+) -> Float[Tensor, "b k"]:
+    """Logits moved away from those of no class: unconditional + guidance * (conditional - unconditional).
+
+    Source:
+        Ho and Salimans 2022, arXiv:2207.12598, equation 6, whose w is `guidance` - 1, on logits instead of scores.
+    """
+    return unconditional + guidance * (conditional - unconditional)
+
+
 def draw(logits: Float[Tensor, "b k"], uniform: Float[Tensor, " b"], sampling: Sampling) -> Int[Tensor, " b"]:
-    """Turn one uniform number in [0, 1) per row into a token, through the cumulative distribution."""
+    """Turn one uniform number in [0, 1) per row into a token, through the cumulative distribution.
+
+    Guidance is applied by then: it takes two rows of logits.
+    """
     logits = logits.double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k, dim=1).values[:, -1:]

@@ -126,8 +126,8 @@ class Likely(Generator, Protocol):
     def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
         """Log-probability of every code at every position, given the concept and the tokens drawn before it, in nats.
 
-        At temperature 1 and without cuts (top k, top p); minus infinity for what is never drawn. Summed over the
-        codes that stand there it is the log-likelihood of the grid.
+        At temperature 1, without cuts (top k, top p) and without guidance; minus infinity for what is never drawn.
+        Summed over the codes that stand there it is the log-likelihood of the grid.
         """
         ...
 

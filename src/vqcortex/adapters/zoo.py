@@ -1,13 +1,16 @@
-"""The embedded models: a VQ-VAE with its prior, shipped inside the package, opened without any download.
+"""The embedded models, shipped inside the package and opened without any download.
 
-`zoo:FOLDER` opens a folder of the same form, such as the biased generators that recipes/biased makes.
+A folder's model.json says what it holds: a VQ-VAE of ours with its prior, or ("family": "net2net" or "taming") the
+folder of a foreign project, which the adapter of that family opens as it opens anybody's. `zoo:FOLDER` opens any folder
+of this form, such as the biased generators that recipes/biased makes.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, final
@@ -17,12 +20,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import vqcortex
+from vqcortex.adapters import net2net, taming
 from vqcortex.adapters.family import Family, Spec, expanded
 from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior
-from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, Level, check_code_bias, one_level
+from vqcortex.adapters.protocol import (
+    DECODE,
+    ENCODE,
+    GENERATE,
+    LOGITS,
+    Adapter,
+    Level,
+    check_code_bias,
+    one_level,
+)
 from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
-from vqcortex.errors import ModelError, UnknownName
-from vqcortex.files import hash_of_bytes
+from vqcortex.errors import ConfigError, ModelError, UnknownName
+from vqcortex.files import hash_of_bytes, hash_of_file
 from vqcortex.weights import load_weights
 
 ZOO = Path(vqcortex.__file__).parent / "zoo"
@@ -33,27 +46,54 @@ def zoo_names() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
 
 
-def load_zoo(name: str) -> ZooModel:
-    """Open the embedded model `name`, or the folder of that path, on the CPU.
+def load_zoo(name: str) -> Adapter:
+    """Open the embedded model `name`, or the folder of that path, on the CPU; options may follow: "NAME?top_k=50".
 
     Raises:
         UnknownName: There is no such model.
         ModelError: Its files are absent or altered.
+        ConfigError: An option is wrong, or one that it does not know.
     """
-    if name not in zoo_names():
-        if (expanded(name) / "model.json").is_file():
-            return open_model(expanded(name), f"zoo:{name}")
-        near = get_close_matches(name, zoo_names(), n=1)
+    known, plain = zoo_names(), name.partition("?")[0]
+    if plain not in known:
+        if (expanded(plain) / "model.json").is_file():
+            return open_model(expanded(plain), f"zoo:{name}")
+        near = get_close_matches(plain, known, n=1)
         hint = f" Did you mean 'zoo:{near[0]}'?" if near else ""
         raise UnknownName(
-            f"no embedded model named 'zoo:{name}'; known: {', '.join(f'zoo:{n}' for n in zoo_names())}.{hint}"
+            f"no embedded model named 'zoo:{plain}'; known: {', '.join(f'zoo:{one}' for one in known)}.{hint}"
         )
-    return open_model(ZOO / name, f"zoo:{name}")
+    return open_model(ZOO / plain, f"zoo:{name}")
 
 
-def open_model(folder: Path, name: str) -> ZooModel:
-    """Open a folder of model.json, model.safetensors and prior.safetensors."""
-    about = json.loads((folder / "model.json").read_text())
+def open_model(folder: Path, name: str) -> Adapter:
+    """Open a folder with a model.json.
+
+    Args:
+        folder: Where it lies, whatever its name says.
+        name: What the model is called, with options.
+    Raises:
+        ModelError, ConfigError: As `load_zoo`.
+    """
+    listed, spec = folder / "model.json", Spec.read(name)
+    try:
+        about = json.loads(listed.read_text(encoding="utf-8"))
+        family = about.get("family", "vqvae")
+        if family not in _OPENERS:
+            raise ModelError(f"{str(listed)!r} says family={family!r}; known: {', '.join(sorted(_OPENERS))}")
+        return _OPENERS[family](folder, about, spec)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise ModelError(
+            f"{str(listed)!r} does not describe a model ({type(error).__name__}: {why}); "
+            "restore it, or make the model again"
+        ) from error
+
+
+def _open_vqvae(folder: Path, about: Mapping[str, Any], spec: Spec) -> ZooModel:
+    """model.safetensors and prior.safetensors."""
+    if spec.options:
+        raise ConfigError(f"model {spec.text!r} takes no options; leave out what follows the question mark")
     first = VQVAE(VQVAESettings(**about["model"]["settings"]))
     prior = TokenPrior(PriorSettings(**about["prior"]["settings"]))
     for part, module in (("model", first), ("prior", prior)):
@@ -61,8 +101,49 @@ def open_model(folder: Path, name: str) -> ZooModel:
         try:
             module.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ModelError(f"{about[part]['file']} of {name!r} does not fit its settings: {error}") from error
-    return ZooModel(name=name, about=about, first=first.eval(), prior=prior.eval())
+            raise ModelError(f"{about[part]['file']} of {spec.text!r} does not fit its settings: {error}") from error
+    return ZooModel(name=spec.text, about=about, first=first.eval(), prior=prior.eval())
+
+
+def _open_net2net(folder: Path, about: Mapping[str, Any], spec: Spec) -> Adapter:
+    """A VQGAN with its transformer, in the layout of taming-transformers."""
+    spec.check("temperature", "top_k", "top_p", "guidance")
+    sampling = net2net.sampling_of(spec, Sampling(**about["sampling"]))
+    return net2net.opened(_spec_of(folder, about, spec), sampling, tuple(about["concepts"]), about.get("empty"))
+
+
+def _open_taming(folder: Path, about: Mapping[str, Any], spec: Spec) -> Adapter:
+    """A VQGAN, or a VQ-VAE of that architecture, in the layout of taming-transformers: it encodes and decodes."""
+    spec.check()
+    return taming.open_taming(_spec_of(folder, about, spec))
+
+
+def _spec_of(folder: Path, about: Mapping[str, Any], spec: Spec) -> Spec:
+    """The very files that model.json lists, unaltered, as a name of their family."""
+    files = {part: folder / about[part]["file"] for part in ("weights", "config")}
+    for part, path in files.items():
+        _check_file(path, about[part]["sha256"])
+    options = {name: spec.options[name] for name in ("size", "dtype") if name in spec.options}
+    return replace(
+        spec, family=about["family"], place=str(files["weights"]), options={**options, "config": str(files["config"])}
+    )
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise ModelError(f"{str(path)!r} does not exist; reinstall vqcortex")
+    if (found := hash_of_file(path)) != sha256:
+        raise ModelError(
+            f"{str(path)!r} has SHA-256 {found[:12]}… where {sha256[:12]}… was recorded; "
+            "the file was altered or cut short: reinstall vqcortex, or make the model again"
+        )
+
+
+_OPENERS: Mapping[str, Callable[[Path, Mapping[str, Any], Spec], Adapter]] = {
+    "net2net": _open_net2net,
+    "taming": _open_taming,
+    "vqvae": _open_vqvae,
+}
 
 
 @final
@@ -78,7 +159,7 @@ class ZooModel:
 
     family = "zoo"
 
-    def __init__(self, *, name: str, about: dict[str, Any], first: VQVAE, prior: TokenPrior) -> None:
+    def __init__(self, *, name: str, about: Mapping[str, Any], first: VQVAE, prior: TokenPrior) -> None:
         self.name, self.first, self.prior = name, first, prior
         self.concepts: tuple[str, ...] = tuple(about["concepts"])
         self.sampling = Sampling(**about["sampling"])
@@ -169,14 +250,14 @@ class ZooModel:
         return logits.log_softmax(2).transpose(1, 2).unflatten(2, self.grid)
 
 
-def _open(spec: Spec) -> ZooModel:
-    return load_zoo(spec.place)
+def _open(spec: Spec) -> Adapter:
+    return load_zoo(spec.text.partition(":")[2])
 
 
 FAMILY = Family(
     name="zoo",
     title="Embedded models, shipped with vqcortex",
     formats="",
-    abilities=(ENCODE, DECODE, GENERATE),
+    abilities=(ENCODE, DECODE, GENERATE, LOGITS),
     open=_open,
 )

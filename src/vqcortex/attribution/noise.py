@@ -9,6 +9,7 @@ is more than one standard deviation of the codes, half of the error is even and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from torch import Tensor
 from vqcortex.seeds import generator_for
 
 SAMPLINGS = ("plain", "antithetic", "quasi")
+WORTH_THREADS = 2**14  # numbers per image and draw from which on starting threads costs less than it brings
 
 
 def unit_noises(
@@ -82,6 +84,24 @@ def _drawn(
     on_gpu = like.device.type == "cuda"
     # Pinned memory lets the copy wait in the GPU's queue, so the next draw is made while the GPU computes.
     drawn = torch.empty(like.shape, dtype=torch.float32, pin_memory=on_gpu)
-    for row, generator in zip(drawn, generators, strict=True):
-        fill(row, generator)
+    _fill_rows(drawn, generators, fill)
     return drawn.to(like.device, like.dtype, non_blocking=on_gpu)
+
+
+def _fill_rows(
+    drawn: Tensor, generators: Sequence[torch.Generator], fill: Callable[[Tensor, torch.Generator], None]
+) -> None:
+    """Fill every row from its own generator, on as many threads as torch may use: a fast GPU waits for one."""
+    rows = list(zip(drawn, generators, strict=True))
+    threads = min(torch.get_num_threads(), len(rows)) if len(rows) and drawn[0].numel() >= WORTH_THREADS else 1
+
+    def fill_some(first: int) -> None:
+        with torch.inference_mode(drawn.is_inference()):  # a thread's own, and else off
+            for row, generator in rows[first::threads]:
+                fill(row, generator)
+
+    if threads == 1:
+        fill_some(0)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill_some, range(threads)))

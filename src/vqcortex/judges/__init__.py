@@ -19,6 +19,8 @@ from vqcortex.judges.quality import WEAK, Quality
 from vqcortex.registry import Registry
 from vqcortex.weights import load_weights
 
+ZOO = Path(vqcortex.__file__).parent / "zoo"
+
 ARCHITECTURES: Registry[Any] = Registry("judge architecture")
 ARCHITECTURES.add("cct", "vqcortex.judges.cct:build")
 ARCHITECTURES.add("cnn", "vqcortex.judges.cnn:build")
@@ -96,9 +98,21 @@ def load_judges(name: str, device: str = "cpu") -> tuple[CalibratedJudge, ...]:
 
 
 def listing(name: str) -> Path:
-    """Where the judges.json of a model or a folder lies, or would lie."""
+    """Where the judges.json of a model or a folder lies, or would lie.
+
+    An embedded model can have the judges of another: its model.json says which ("judges": "cifar10").
+    """
     family, _, which = name.partition(":")
-    return (Path(vqcortex.__file__).parent / "zoo" / which if family == "zoo" else Path(name)) / "judges.json"
+    if family != "zoo":
+        return Path(name) / "judges.json"
+    which = which.partition("?")[0]
+    about = ZOO / which / "model.json"
+    try:
+        return ZOO / json.loads(about.read_text(encoding="utf-8")).get("judges", which) / "judges.json"
+    except FileNotFoundError:
+        return ZOO / which / "judges.json"
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"{str(about)!r} does not describe a model ({error}); restore it") from error
 
 
 def _open(listed: Path, concepts: tuple[str, ...], one: dict[str, Any]) -> CalibratedJudge:

@@ -178,6 +178,86 @@ def test_the_cache_sees_what_the_whole_sequence_shows():
         torch.testing.assert_close(steps, transformer(tokens), rtol=0, atol=1e-12)
 
 
+# --- guidance
+
+
+def test_guidance_changes_draws_and_the_identity_and_nothing_else_does():
+    plain, spared = open_at(), open_at(empty=10)
+    concept = CONCEPT.clamp(max=9)
+    drawn = plain.generate(concept, IDS, 0)
+    assert torch.equal(spared.generate(concept, IDS, 0), drawn)
+    assert (len(plain.concepts), len(spared.concepts)) == (11, 10)
+    known = {plain.identity, spared.identity}
+    for options in ({"guidance": 3, "empty": 10}, {"guidance": 0.5, "empty": 10}, {"guidance": 3, "empty": 9}):
+        model = open_at(**options)
+        assert not torch.equal(
+            model.generate(concept.clamp(max=8), IDS, 0), plain.generate(concept.clamp(max=8), IDS, 0)
+        )
+        known.add(model.identity)
+    assert len(known) == 5
+
+
+def test_without_guidance_the_identity_is_what_it_always_was():
+    assert open_at().identity[:12] == "61d5f7f4f42a"
+    assert open_at(top_k=5).identity[:12] == open_at(guidance=1, top_k=5).identity[:12] == "9f03d01a65a0"
+    assert open_at(guidance=1, empty=10).identity == open_at(empty=10).identity
+
+
+def test_company_and_turns_change_no_guided_draw(monkeypatch):
+    concept = CONCEPT.clamp(max=9)
+    together = open_at(guidance=4, empty=10).generate(concept, IDS, 3)
+    alone = [open_at(guidance=4, empty=10).generate(concept[[i]], [IDS[i]], 3) for i in range(5)]
+    assert torch.equal(torch.cat(alone), together)
+    batches = []
+    once = net2net.Net2NetModel._drawn
+    monkeypatch.setattr(net2net, "MOST_CACHED", 2 * 2 * 2 * 8 * 2 * 16 * 32)
+    monkeypatch.setattr(net2net.Net2NetModel, "_drawn", lambda *given: batches.append(len(given[2])) or once(*given))
+    assert torch.equal(open_at(guidance=4, empty=10).generate(concept, IDS, 3), together)
+    assert batches == [2, 2, 1]  # each with its twin of no class
+
+
+def test_likelihoods_are_the_model_s_own_whatever_it_draws_with():
+    guided, plain = open_at(guidance=4, empty=10, temperature=0.5), open_at()
+    tokens = plain.generate(CONCEPT, IDS, 0)
+    concept = CONCEPT.clamp(max=9)
+    assert torch.equal(guided.log_probabilities(tokens, concept), plain.log_probabilities(tokens, concept))
+
+
+def test_the_empty_class_is_none_of_the_concepts(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"bird {i}" for i in range(10)))
+    model = open_at(classes=names, empty=4)
+    assert model.concepts[4] == "bird 4"  # and its token is 5
+    assert torch.equal(model.generate(torch.tensor([4]), ["a"], 0), open_at().generate(torch.tensor([5]), ["a"], 0))
+    assert open_at(empty=4).concepts[3:5] == ("class 03", "class 05")
+    with pytest.raises(ConfigError, match=r"gives 10 names but .* has 11 classes; write"):
+        open_at(classes=names)
+    assert len(open_at(FILE, heads=4, classes=names, empty=10, guidance=2).concepts) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": 2}, r"guidance=2 of model .* needs a class that stands for none.*&empty=10"),
+        ({"guidance": 2, "empty": 11}, "empty=11 is no class beside others of .* which has 11, counted from 0"),
+        ({"guidance": 0, "empty": 10}, "guidance='0' of model .* is not a number above 0"),
+        ({"empty": -1}, "empty='-1' of model .* is not a whole number from 0 up"),
+    ],
+    ids=["nobody", "beyond", "nothing", "negative"],
+)
+def test_guidance_without_a_fitting_empty_class_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        open_at(**options)
+
+
+def test_an_unconditional_model_has_no_empty_class(tmp_path):
+    place = folder_of(tmp_path, config=config_of(unconditional=True))
+    with pytest.raises(ConfigError, match=r"\?empty= numbers a class, but .* is unconditional"):
+        open_at(place, empty=0)
+    with pytest.raises(ConfigError, match=r"guidance=2 of model .* needs a class that stands for none"):
+        open_at(place, guidance=2)
+
+
 # --- what can be asked for
 
 

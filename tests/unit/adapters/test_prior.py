@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior, draw
+from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior, draw, guided
+from vqcortex.errors import ConfigError
 from vqcortex.seeds import generator_for
 
 
@@ -113,3 +114,19 @@ def test_a_bias_is_added_to_the_logits():
     drawn = prior.sample(concept, ids, 0, Sampling(), bias)[:, 0].bincount(minlength=11) / 3000
     wanted = (prior(concept[:1], torch.zeros(1, 0, dtype=torch.int64))[0, 0] + bias[:, 0]).softmax(0)
     torch.testing.assert_close(drawn.double(), wanted.detach(), atol=0.03, rtol=0)
+
+
+def test_guidance_goes_from_no_class_through_the_class_and_beyond():
+    asked, plain = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]])
+    assert torch.equal(guided(asked, plain, 0.0), plain)
+    assert torch.equal(guided(asked, plain, 1.0), asked)
+    assert guided(asked, plain, 3.0).tolist() == [[4.0, -5.0]]
+
+
+def test_guidance_stays_out_of_the_words_that_older_identities_were_made_of():
+    assert repr(Sampling(top_k=5, guidance=2.0)) == "Sampling(temperature=1.0, top_k=5, top_p=None)"
+
+
+def test_a_prior_without_an_empty_class_refuses_guidance():
+    with pytest.raises(ConfigError, match=r"guidance=2 needs a class that stands for none.*knows the 3"):
+        small().sample(CONCEPT, IDS, 0, Sampling(guidance=2.0))

@@ -2,18 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vqcortex.adapters import load_model
-from vqcortex.adapters.protocol import Likely, Steerable
+from vqcortex import judges
+from vqcortex.adapters import generator_of, load_model, zoo
+from vqcortex.adapters.protocol import DECODE, ENCODE, LOGITS, Likely, Steerable
 from vqcortex.adapters.zoo import ZOO, load_zoo, open_model
-from vqcortex.errors import ConfigError, ModelError, ShapeError
+from vqcortex.errors import ConfigError, ModelError, ShapeError, UnknownName
 from vqcortex.files import hash_of_file
+from vqcortex.judges import load_judges
+from vqcortex.pipelines.models import list_models
 
 FASHION = ZOO / "fashion"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
+BIRDS = [f"bird {i}" for i in range(10)]
 
 
 @pytest.fixture
@@ -133,3 +139,130 @@ def test_a_bias_that_cannot_be_added_is_refused():
     forbidden[:, 2, 3] = -torch.inf
     with pytest.raises(ConfigError, match=r"leaves no code at position \(2, 3\)"):
         plain.with_code_bias(forbidden)
+
+
+# --- folders of taming-transformers
+
+
+def taming_folder(folder: Path, golden: str, **about) -> None:
+    """A golden checkpoint as an embedded model: half precision, safetensors, model.json."""
+    source, weights, config = GOLDEN / golden, folder / "checkpoints/last.safetensors", folder / "configs/model.yaml"
+    state = torch.load(source / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for path in (weights, config):
+        path.parent.mkdir(parents=True)
+    kept = {key: value for key, value in state.items() if not key.startswith("loss.")}
+    save_file({key: value.half() if value.is_floating_point() else value for key, value in kept.items()}, weights)
+    shutil.copy(next((source / "configs").iterdir()), config)
+    files = {"weights": weights, "config": config}
+    listed = {
+        part: {"file": str(path.relative_to(folder)), "sha256": hash_of_file(path)} for part, path in files.items()
+    }
+    (folder / "model.json").write_text(json.dumps({**listed, **about}))
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """Two embedded models: `tiny` draws birds and brings judges, `plain` encodes, decodes and has tiny's judges."""
+    taming_folder(
+        tmp_path / "tiny",
+        "taming_net2net",
+        family="net2net",
+        concepts=BIRDS,
+        empty=10,
+        sampling={"temperature": 0.9, "top_k": 40, "guidance": 2.0},
+    )
+    taming_folder(tmp_path / "plain", "taming_vqgan", family="taming", judges="tiny")
+    for path in (FASHION / "judges.json", *FASHION.glob("judge_*")):
+        shutil.copy(path, tmp_path / "tiny")
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    monkeypatch.setattr(judges, "ZOO", tmp_path)
+    return tmp_path
+
+
+def altered(folder: Path, **about) -> None:
+    """Change model.json."""
+    listed = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**listed, **about}))
+
+
+def test_a_vqgan_with_its_transformer_opens_as_anybody_s(embedded):
+    model = load_model("zoo:tiny")
+    names = embedded / "names.txt"
+    names.write_text("\n".join(BIRDS))
+    same = load_model(f"net2net:{embedded / 'tiny'}?classes={names}&empty=10&temperature=0.9&top_k=40&guidance=2")
+    assert (model.name, model.family, model.concepts) == ("zoo:tiny", "net2net", tuple(BIRDS))
+    assert model.identity == same.identity
+    assert model.dtype == torch.float32
+    concept = torch.tensor([0, 9])
+    tokens = generator_of(model).generate(concept, ["a", "b"], 0)
+    assert torch.equal(tokens, same.generate(concept, ["a", "b"], 0))
+    assert model.decode(model.embed(tokens)).shape == (2, 3, 8, 8)
+
+
+def test_how_an_embedded_model_draws_can_be_changed_in_its_name(embedded):
+    cool, plain = load_model("zoo:tiny?temperature=0.1"), load_model("zoo:tiny?guidance=1")
+    assert (cool.sampling.temperature, cool.sampling.guidance, plain.sampling.guidance) == (0.1, 2.0, 1.0)
+    assert len({cool.identity, plain.identity, load_model("zoo:tiny").identity}) == 3
+    assert load_judges("zoo:tiny?guidance=1")[0].concepts[1] == "Trouser"
+    with pytest.raises(ConfigError, match="has no option 'heads'"):
+        load_model("zoo:tiny?heads=3")
+    with pytest.raises(ConfigError, match=r"'zoo:fashion\?top_k=3' takes no options"):
+        open_model(FASHION, "zoo:fashion?top_k=3")
+
+
+def test_a_model_without_a_transformer_encodes_and_decodes(embedded):
+    model = load_model("zoo:plain")
+    assert (model.name, model.family, model.concepts) == ("zoo:plain", "taming", ())
+    assert model.identity == load_model(f"taming:{embedded / 'plain'}").identity
+    assert {ENCODE, DECODE} <= model.abilities <= {ENCODE, DECODE, LOGITS}
+    assert model.decode(model.embed(model.encode(torch.rand(2, 3, *model.size)))).shape == (2, 3, *model.size)
+    with pytest.raises(ConfigError, match="'zoo:plain' cannot generate images; encode real ones"):
+        generator_of(model)
+    with pytest.raises(ConfigError, match="has no option 'guidance'"):
+        load_model("zoo:plain?guidance=2")
+
+
+def test_a_model_can_have_the_judges_of_another(embedded):
+    assert [judge.name for judge in load_judges("zoo:plain")] == [judge.name for judge in load_judges("zoo:tiny")]
+    altered(embedded / "plain", judges="nobody")
+    with pytest.raises(ModelError, match=r"no judges lie with 'zoo:plain': .*nobody"):
+        load_judges("zoo:plain")
+    (embedded / "plain" / "model.json").write_text("{")
+    with pytest.raises(ModelError, match=r"plain/model\.json' does not describe a model"):
+        load_judges("zoo:plain")
+
+
+def test_embedded_models_of_every_kind_are_listed(embedded):
+    rows = {row[0]: row[1:] for row in list_models()}
+    assert rows["zoo:tiny"] == ("64", "8", "4x4", "8x8", "10", "yes")
+    assert rows["zoo:plain"][-2:] == ("0", "no")
+    with pytest.raises(UnknownName, match=r"no embedded model named 'zoo:tin'; known: zoo:plain, zoo:tiny\. Did you"):
+        load_model("zoo:tin?guidance=2")
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.safetensors", "configs/model.yaml"])
+def test_altered_or_missing_files_of_a_folder_are_refused(embedded, name):
+    path = embedded / "tiny" / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ModelError, match=rf"{path.name}' has SHA-256 .* was recorded; the file was altered"):
+        load_model("zoo:tiny")
+    path.unlink()
+    with pytest.raises(ModelError, match=rf"{path.name}' does not exist; reinstall"):
+        load_model("zoo:tiny")
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"family": "gan"}, "says family='gan'; known: net2net, taming, vqvae"),
+        ({"weights": {}}, "does not describe a model .*'file'"),
+        ({"sampling": {"heat": 3}}, "does not describe a model .*heat"),
+        ({"concepts": BIRDS[:3]}, "gives 3 names but .* has 10 classes beside the empty class 10"),
+        ({"empty": None}, "gives 10 names but .* has 11 classes"),
+    ],
+    ids=["family", "weights", "sampling", "concepts", "empty"],
+)
+def test_a_model_json_that_does_not_fit_is_refused(embedded, about, message):
+    altered(embedded / "tiny", **about)
+    with pytest.raises((ModelError, ConfigError), match=message):
+        load_model("zoo:tiny")

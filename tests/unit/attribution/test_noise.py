@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vqcortex.attribution import noise
 from vqcortex.attribution.noise import SAMPLINGS, sampling_problems, unit_noises
 
 LIKE = torch.empty(2, 3, 10, 10)
@@ -51,3 +52,16 @@ def test_stratified_draws_visit_every_slice_of_the_normal_once_in_every_coordina
 
 def test_an_unknown_way_of_drawing_is_named():
     assert list(sampling_problems("sobol")) == ["sampling='sobol' must be one of plain, antithetic, quasi"]
+
+
+@pytest.mark.parametrize("mode", [False, True], ids=["usual", "inference"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_threads_change_no_number(sampling, mode, monkeypatch):
+    like, ids = torch.empty(5, 3, 4, 4), tuple("abcde")
+    monkeypatch.setattr(noise, "WORTH_THREADS", 1)
+    with torch.inference_mode(mode):
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(drawn(2, sampling, like=like, ids=ids))
+    assert torch.equal(*found)

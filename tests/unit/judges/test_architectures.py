@@ -8,7 +8,6 @@ from vqcortex.judges.cnn import CNN, CNNSettings
 from vqcortex.judges.patch import PatchAttention, PatchSettings
 from vqcortex.judges.toy import ColourShare
 
-
 NETWORKS = {
     "cct": lambda channels: CCT(CCTSettings(channels=channels, side=28, width=8, heads=2, layers=1)),
     "cnn": lambda channels: CNN(CNNSettings(channels=channels, width=4)),
