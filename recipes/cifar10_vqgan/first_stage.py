@@ -153,7 +153,7 @@ def train_first_stage(
 
     def generator_loss(rows: Tensor, rng: torch.Generator, step: int) -> Tensor:
         x = mirrored(scaled(images[rows.cpu()]).to(fabric.device), rng).contiguous(memory_format=torch.channels_last)
-        # The adaptive weight runs backwards twice, and a fused graph then gives other gradients: seen to wreck a decoder.
+        # The adaptive weight runs backwards twice, and a fused graph then gives other gradients, which wreck a decoder.
         encode, decode, difference = parts if plays(step, ALONE) else faster
         latent = encode(x).float()
         flat = _rows(latent)

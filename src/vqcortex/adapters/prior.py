@@ -132,9 +132,17 @@ class TokenPrior(nn.Module):
         return logits
 
     def sample(
-        self, concept: Int[Tensor, " b"], image_ids: Sequence[str], seed: int, sampling: Sampling
+        self,
+        concept: Int[Tensor, " b"],
+        image_ids: Sequence[str],
+        seed: int,
+        sampling: Sampling,
+        bias: Float[Tensor, "k n"] | None = None,
     ) -> Int[Tensor, "b n"]:
         """Draw one grid per image id, position by position, with the key-value cache.
+
+        A `bias` is added to the logits of every code at every position before temperature and cuts, in nats; minus
+        infinity: the code is never drawn there.
 
         Each image has its own uniform numbers, from (seed, image id), and turns them into tokens through the
         cumulative distribution. Call it on a float64 copy of the prior where the result must not depend on the
@@ -163,7 +171,9 @@ class TokenPrior(nn.Module):
             x = x + self.position[step]
             for block in self.blocks:
                 x = block(x, cache)
-            drawn.append(draw(self.head(self.norm(x))[:, 0], uniform[:, step], sampling))
+            logits = self.head(self.norm(x))[:, 0]
+            steered = logits if bias is None else logits + bias[:, step].to(logits)
+            drawn.append(draw(steered, uniform[:, step], sampling))
             x = self.token(drawn[-1])[:, None]
         return torch.stack(drawn, 1)
 

@@ -1,7 +1,8 @@
 """The embedded models, shipped inside the package and opened without any download.
 
 A folder's model.json says what it holds: a VQ-VAE of ours with its prior, or ("family": "net2net" or "taming") the
-folder of a foreign project, which the adapter of that family opens as it opens anybody's.
+folder of a foreign project, which the adapter of that family opens as it opens anybody's. `zoo:FOLDER` opens any folder
+of this form, such as the biased generators that recipes/biased makes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ from torch import Tensor, nn
 
 import vqcortex
 from vqcortex.adapters import net2net, taming
-from vqcortex.adapters.family import Family, Spec
+from vqcortex.adapters.family import Family, Spec, expanded
 from vqcortex.adapters.prior import PriorSettings, Sampling, TokenPrior
-from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level, one_level
+from vqcortex.adapters.protocol import (
+    DECODE,
+    ENCODE,
+    GENERATE,
+    LOGITS,
+    Adapter,
+    Level,
+    check_code_bias,
+    one_level,
+)
 from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
 from vqcortex.errors import ConfigError, ModelError, UnknownName
 from vqcortex.files import hash_of_bytes, hash_of_file
@@ -37,7 +47,7 @@ def zoo_names() -> list[str]:
 
 
 def load_zoo(name: str) -> Adapter:
-    """Open the embedded model `name`, on the CPU; options may follow it: "NAME?top_k=50".
+    """Open the embedded model `name`, or the folder of that path, on the CPU; options may follow: "NAME?top_k=50".
 
     Raises:
         UnknownName: There is no such model.
@@ -46,6 +56,8 @@ def load_zoo(name: str) -> Adapter:
     """
     known, plain = zoo_names(), name.partition("?")[0]
     if plain not in known:
+        if (expanded(plain) / "model.json").is_file():
+            return open_model(expanded(plain), f"zoo:{name}")
         near = get_close_matches(plain, known, n=1)
         hint = f" Did you mean 'zoo:{near[0]}'?" if near else ""
         raise UnknownName(
@@ -159,6 +171,7 @@ class ZooModel:
         for part in still_parts:
             part.requires_grad_(False)
         self._exact_prior: TokenPrior | None = None
+        self._bias: Float[Tensor, "k h w"] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -217,12 +230,23 @@ class ZooModel:
         if self._exact_prior is None:
             self._exact_prior = copy.deepcopy(self.prior).double()
         with torch.no_grad():
-            flat = self._exact_prior.sample(concept.to(self.codebook.device), image_ids, seed, self.sampling)
+            bias = None if self._bias is None else self._bias.flatten(1).to(self.device)
+            flat = self._exact_prior.sample(concept.to(self.device), image_ids, seed, self.sampling, bias)
         return flat.unflatten(1, self.grid)
+
+    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> ZooModel:
+        check_code_bias(bias, self.k, self.grid)
+        steered, held = copy.copy(self), bias.detach().cpu().double()
+        steered._bias = held if self._bias is None else self._bias + held
+        check_code_bias(steered._bias, self.k, self.grid)
+        steered.identity = hash_of_bytes(self.identity.encode() + held.numpy().tobytes())
+        return steered
 
     def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
         with torch.no_grad():
             logits = self.prior(concept.to(self.device), tokens.to(self.device).flatten(1))
+            if self._bias is not None:
+                logits = logits + self._bias.flatten(1).T.to(logits)
         return logits.log_softmax(2).transpose(1, 2).unflatten(2, self.grid)
 
 

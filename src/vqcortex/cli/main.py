@@ -35,6 +35,8 @@ COMMANDS = {
     "compare": ("CompareSettings", "vqcortex.report.compare:compare"),
     "report": ("ReportSettings", "vqcortex.report.stage:report"),
     "usage": ("UsageSettings", "vqcortex.report.usage:usage"),
+    "shortcuts": ("ShortcutsSettings", "vqcortex.report.shortcuts:shortcuts"),
+    "audit": ("AuditSettings", "vqcortex.report.audit:audit"),
 }
 
 app = typer.Typer(
@@ -52,6 +54,8 @@ RESULTS = {
     "compare": "compare/compare.html",
     "report": "report/report.html",
     "usage": "usage/usage.html",
+    "shortcuts": "shortcuts/shortcuts.html",
+    "audit": "audit/audit.html",
 }
 
 # What is said before it: functions of the settings that return lines.
@@ -64,6 +68,8 @@ CLOSING = {
     "edit": ("vqcortex.pipelines.edit:told",),
     "editability": (TRUST,),
     "sanity": ("vqcortex.pipelines.sanity:told",),
+    "shortcuts": ("vqcortex.pipelines.shortcuts:told", TRUST),
+    "audit": ("vqcortex.report.audit:told",),
     **dict.fromkeys(("trust", "score", "concepts", "interactions", "traverse", "search"), (TRUST,)),
 }
 

@@ -98,7 +98,7 @@ def interactions(settings: InteractionsSettings, *, progress: Progress = QUIET, 
             "resampled" if settings.together_draws else "mean",
             loaded.model.codebook, frequency, settings.together_draws, settings.seed,
         )  # fmt: skip
-        asked = _questions(loaded.store, codes, settings.together_images, settings.batch, engine)
+        asked = questions(loaded.store, codes, settings.together_images, settings.batch, engine)
         measure = partial(_measure_concept, carried=carried, baseline=baseline, settings=settings)
         made = list(progress.track(engine.map(measure, asked), "interactions: concepts", len(codes)))
         pairs, groups = [pair for found, _ in made for pair in found], [group for _, group in made]
@@ -113,8 +113,10 @@ def interactions(settings: InteractionsSettings, *, progress: Progress = QUIET, 
     return study.path("interactions")
 
 
-def _questions(store: TokenStore, codes: Tensor, most: int, batch: int, engine: Engine) -> Iterator[Question]:
-    """One for every concept that has two codes and an image, and images beside it."""
+def questions(
+    store: TokenStore, codes: Tensor, most: int, batch: int, engine: Engine, least: int = 2
+) -> Iterator[Question]:
+    """One for every concept that has `least` codes and an image, and images beside it."""
     counts, holding = torch.zeros(*codes.shape, *store.manifest.grid, dtype=torch.int64), torch.zeros_like(codes)
     for places, images in engine.map(partial(places_of_shard, store=store, codes=codes), range(len(store.shards))):
         counts += places
@@ -128,7 +130,7 @@ def _questions(store: TokenStore, codes: Tensor, most: int, batch: int, engine: 
         mine = tuple(code for code in row if code >= 0)
         own = (seen.concept == concept).nonzero()[:, 0].tolist()
         others = order[seen.concept[order] != concept][: BACKGROUNDS * most].tolist()
-        if len(mine) > 1 and own and others:
+        if len(mine) >= least and own and others:
             yield Question(
                 concept=concept, codes=mine, counts=counts[concept, : len(mine)],
                 holding=holding[concept, : len(mine)], images=seen.take(own),

@@ -612,6 +612,104 @@ class RunSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShortcutsSettings(JudgedSettings, ExplainSettings):
+    """Find tokens that an extractor leans on although they are not the concept: shortcuts, ranked with evidence."""
+
+    suspects: int = 8
+    """Codes examined per concept, its most telling concept tokens, at least 1."""
+    shortcut_images: int = 40
+    """Test images per concept, at least 2: of its own to take codes out of, of others to put them in."""
+    shortcut_alpha: float = 0.05
+    """Share of false discoveries allowed, in (0, 1)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name, least in {"suspects": 1, "shortcut_images": 2}.items():
+            if getattr(self, name) < least:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {least}"
+        if not 0 < self.shortcut_alpha < 1:
+            yield f"shortcut-alpha={self.shortcut_alpha} must lie between 0 and 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings(JudgedSettings):
+    """Audit a generator: do neutral images carry an attribute at even rates, by which tokens, and can it be mended?"""
+
+    model: str = "zoo:fashion"
+    """The model whose tokens are compared, and which draws what is to be drawn."""
+    groups: tuple[str, ...] = ()
+    """Two or more attribute groups as NAME=PLACE. A place is a study or token store of this model, an image source as
+    in imagefolder:DIR, or concept:NAME for what the model draws; #CONCEPT at its end takes only that concept."""
+    neutral: str = ""
+    """The images audited: a place, as for groups."""
+    images_split: str = "train"
+    """Which part of an image source to read, as the source names it: train or test."""
+    group_images: int = 1000
+    """Images per attribute group at most, at least 20; of every ten, 7 train the extractor, 2 measure its errors."""
+    neutral_images: int = 1000
+    """Neutral images at most, at least 2."""
+    reference: tuple[float, ...] = ()
+    """Shares of the groups that would be even, in their order; none given: all alike."""
+    tolerance: float = 0.05
+    """How far a share may be from its reference without being called biased, in [0, 1)."""
+    audit_alpha: float = 0.05
+    """Share of false discoveries allowed among codes, and of false alarms among verdicts, in (0, 1)."""
+    extractor: str = "conv8"
+    """Architecture that tells the groups apart by their tokens."""
+    width: int = 32
+    """Feature channels of it; 0 takes the default for the grid."""
+    depth: int = 4
+    """Layers of it, in the architecture's own unit; 0 takes its default."""
+    epochs: int = 0
+    """Passes over the training images; 0 takes 6, or what makes 150 steps of few images. The learning rate falls to a
+    tenth after two thirds of them."""
+    rate: float = 2e-3
+    """Learning rate of Adam, > 0."""
+    minibatch: int = 64
+    """Images per optimiser step, at least 2."""
+    method: str = "gradient_x_embedding"
+    """The attribution method that finds the groups' concept tokens, one that asks a single extractor."""
+    keep: int = 5
+    """Best positions looked at per image, 1..h*w."""
+    top: int = 20
+    """Concept tokens per group, at least 1."""
+    published_effect: bool = False
+    """Report the published effect too: half of Cliff's delta, counts taken as independent (reference mode)."""
+    repair: str = "none"
+    """What is tried against bias while drawing: none, reweight (push codes back to even rates while what was drawn does
+    not tell the group), everywhere (push at every position), or suppress (forbid the codes that carry the excess). The
+    neutral set must be concept:NAME."""
+    repair_tries: int = 4
+    """Strengths tried by reweight, at least 1."""
+    interval_resamples: int = 1000
+    """Bootstrap resamples over images, at least 100."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        least = {
+            "group_images": 20, "neutral_images": 2, "width": 0, "depth": 0, "epochs": 0, "minibatch": 2, "keep": 1,
+            "top": 1, "repair_tries": 1, "interval_resamples": 100,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {bound}"
+        if len(self.groups) < 2:
+            yield f"{len(self.groups)} group(s) given; an audit compares at least 2: --groups NAME=PLACE, once for each"
+        if not self.neutral:
+            yield "neutral is empty; name the images to audit, as in --neutral concept:NAME"
+        if not 0 <= self.tolerance < 1:
+            yield f"tolerance={self.tolerance} must lie in [0, 1)"
+        if not 0 < self.audit_alpha < 1:
+            yield f"audit-alpha={self.audit_alpha} must lie between 0 and 1"
+        if not self.rate > 0:
+            yield f"rate={self.rate} must be above 0"
+        if self.repair not in (known := ("none", "reweight", "everywhere", "suppress")):
+            yield f"repair={self.repair!r} must be one of {', '.join(known)}"
+        if self.repair != "none" and not self.neutral.startswith("concept:"):
+            yield f"repair={self.repair!r} draws the neutral images again, so neutral must be concept:NAME"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorSettings:
     """Examine a model: what it is, and whether it keeps the promises that explanations rest on."""
 

@@ -96,6 +96,26 @@ def test_of_equally_likely_codes_top_p_keeps_the_lower():
     assert draw(torch.zeros(100, 8), uniform, Sampling(top_p=0.3)).unique().tolist() == [0, 1, 2]
 
 
+def test_a_forbidden_code_is_never_drawn_and_no_bias_changes_nothing():
+    prior, bias = small(), torch.zeros(11, 6)
+    plain = prior.sample(CONCEPT, IDS, 0, Sampling())
+    assert torch.equal(prior.sample(CONCEPT, IDS, 0, Sampling(), bias), plain)
+    bias[plain[0, 2], 2] = -torch.inf
+    steered = prior.sample(CONCEPT, IDS, 0, Sampling(), bias)
+    assert (steered[:, 2] != plain[0, 2]).all()
+    assert torch.equal(steered[:, :2], plain[:, :2])
+
+
+def test_a_bias_is_added_to_the_logits():
+    prior, bias = small(), torch.zeros(11, 6)
+    bias[:, 0] = torch.linspace(0, 3, 11)
+    ids = [f"many/{number}" for number in range(3000)]
+    concept = torch.zeros(3000, dtype=torch.int64)
+    drawn = prior.sample(concept, ids, 0, Sampling(), bias)[:, 0].bincount(minlength=11) / 3000
+    wanted = (prior(concept[:1], torch.zeros(1, 0, dtype=torch.int64))[0, 0] + bias[:, 0]).softmax(0)
+    torch.testing.assert_close(drawn.double(), wanted.detach(), atol=0.03, rtol=0)
+
+
 def test_guidance_goes_from_no_class_through_the_class_and_beyond():
     asked, plain = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]])
     assert torch.equal(guided(asked, plain, 0.0), plain)

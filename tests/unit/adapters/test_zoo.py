@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from vqcortex import judges
 from vqcortex.adapters import generator_of, load_model, zoo
-from vqcortex.adapters.protocol import DECODE, ENCODE, LOGITS, Likely
+from vqcortex.adapters.protocol import DECODE, ENCODE, LOGITS, Likely, Steerable
 from vqcortex.adapters.zoo import ZOO, load_zoo, open_model
-from vqcortex.errors import ConfigError, ModelError, UnknownName
+from vqcortex.errors import ConfigError, ModelError, ShapeError, UnknownName
 from vqcortex.files import hash_of_file
 from vqcortex.judges import load_judges
 from vqcortex.pipelines.models import list_models
@@ -99,6 +99,46 @@ def test_what_it_draws_is_likelier_for_its_own_concept():
     torch.testing.assert_close(every.exp().sum(1), torch.ones(2, 7, 7))
     tokens[:, 6, 6] += 1  # the last token is read by none
     assert torch.equal(model.log_probabilities(tokens % 256, concept), every)
+
+
+def test_a_folder_of_the_same_form_opens_by_its_path(copy):
+    model = load_model(f"zoo:{copy}")
+    assert model.identity == load_zoo("fashion").identity
+    assert load_model(model.name).identity == model.identity
+
+
+def test_a_bias_steers_draws_and_nothing_else():
+    plain = load_zoo("fashion")
+    concept, ids = torch.tensor([0, 1]), ["a", "b"]
+    before = plain.generate(concept, ids, 0)
+    bias = torch.zeros(plain.k, 7, 7)
+    bias[before[0, 0, 0], 0, 0] = -torch.inf
+    steered = plain.with_code_bias(bias)
+    assert isinstance(steered, Steerable)
+    assert steered.generate(concept, ids, 0)[0, 0, 0] != before[0, 0, 0]
+    assert torch.equal(plain.generate(concept, ids, 0), before)
+    assert steered.identity != plain.identity
+    assert steered.log_probabilities(before, concept)[0, before[0, 0, 0], 0, 0] == -torch.inf
+    assert torch.equal(steered.decode(steered.embed(before)), plain.decode(plain.embed(before)))
+
+
+def test_a_bias_of_a_bias_adds_up():
+    plain = load_zoo("fashion")
+    bias = torch.randn(plain.k, 7, 7, generator=torch.Generator().manual_seed(0))
+    twice = plain.with_code_bias(bias).with_code_bias(-bias)
+    assert torch.equal(twice.generate(torch.tensor([3]), ["a"], 0), plain.generate(torch.tensor([3]), ["a"], 0))
+
+
+def test_a_bias_that_cannot_be_added_is_refused():
+    plain = load_zoo("fashion")
+    with pytest.raises(ShapeError, match=r"shape \(255, 7, 7\) but this model needs \(256, 7, 7\)"):
+        plain.with_code_bias(torch.zeros(255, 7, 7))
+    with pytest.raises(ConfigError, match="NaN or plus infinity"):
+        plain.with_code_bias(torch.full((256, 7, 7), torch.inf))
+    forbidden = torch.zeros(256, 7, 7)
+    forbidden[:, 2, 3] = -torch.inf
+    with pytest.raises(ConfigError, match=r"leaves no code at position \(2, 3\)"):
+        plain.with_code_bias(forbidden)
 
 
 # --- folders of taming-transformers

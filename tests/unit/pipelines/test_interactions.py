@@ -10,7 +10,7 @@ from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.attribution.interactions import pairs_of
 from vqcortex.errors import ConfigError, StudyError
 from vqcortex.pipelines.concepts import concept_lists
-from vqcortex.pipelines.interactions import Question, _questions, first_test_images, interactions, measure_question
+from vqcortex.pipelines.interactions import Question, first_test_images, interactions, measure_question, questions
 from vqcortex.pipelines.loaded import EXPLAINED, load_all
 from vqcortex.pipelines.run import narrowed
 from vqcortex.pipelines.settings import InteractionsSettings
@@ -166,7 +166,7 @@ def test_a_finished_stage_has_a_row_per_pair_and_form_and_concept(toy_study):
 def test_questions_hold_the_concept_s_images_and_the_others_in_turns(toy_study):
     loaded = load_all(toy_study, "cpu")
     codes = concept_lists(toy_study, loaded.concepts, 3)
-    asked = list(_questions(loaded.store, codes, 3, 7, _Serial()))
+    asked = list(questions(loaded.store, codes, 3, 7, _Serial()))
     assert [one.concept for one in asked] == (codes >= 0).sum(1).gt(1).nonzero()[:, 0].tolist()
     for one in asked:
         assert one.images.concept.tolist() == [one.concept] * 3

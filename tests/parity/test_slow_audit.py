@@ -1,0 +1,122 @@
+"""Slow twins of the audit: pair by pair, image by image, from the formulas."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import fisher_exact, norm
+
+from vqcortex.audit.carriers import find_carriers
+from vqcortex.audit.cost import diversity, frechet_distance
+from vqcortex.audit.effect import cliffs_delta, compare_histograms, count_histogram, live_codes
+from vqcortex.audit.rates import solve_rates
+from vqcortex.audit.repair import code_frequency, undecided
+from vqcortex.audit.shortcuts import measure_enrichment
+
+
+def slow_effect(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    """Delta and its interval, from all pairs."""
+    n, m = len(ours), len(theirs)
+    pairs = [[(a > b) - (a < b) for b in theirs] for a in ours]
+    d = sum(map(sum, pairs)) / (n * m)
+    rows = [sum(one) / m for one in pairs]
+    columns = [sum(one[j] for one in pairs) / n for j in range(m)]
+    each = sum((x - d) ** 2 for one in pairs for x in one)
+    variance = (m**2 * sum((x - d) ** 2 for x in rows) + n**2 * sum((x - d) ** 2 for x in columns) - each) / (
+        n * m * (n - 1) * (m - 1)
+    )
+    variance = max(variance, (1 - d**2) / (n * m - 1))
+    z = norm.ppf(0.975)
+    spread = z * math.sqrt(variance * ((1 - d**2) ** 2 + z**2 * variance))
+    bottom = 1 - d**2 + z**2 * variance
+    return d, max(-1, (d - d**3 - spread) / bottom), min(1, (d - d**3 + spread) / bottom)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_delta_and_interval_are_those_of_all_pairs(seed):
+    rng = torch.Generator().manual_seed(seed)
+    ours, theirs = torch.randint(5, (17,), generator=rng), torch.randint(1, 7, (11,), generator=rng)
+    found = cliffs_delta(ours, theirs)
+    wanted = slow_effect(ours.tolist(), theirs.tolist())
+    assert (found.delta.item(), found.low.item(), found.high.item()) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_every_code_is_compared_as_if_it_were_alone():
+    rng = torch.Generator().manual_seed(5)
+    a, b = torch.randint(9, (20, 3, 3), generator=rng), torch.randint(2, 12, (15, 3, 3), generator=rng)
+    codes = live_codes(a, b)
+    found = compare_histograms(count_histogram(a, codes), count_histogram(b, codes))
+    for place, code in enumerate(codes.tolist()):
+        alone = cliffs_delta(*((x == code).flatten(1).sum(1) for x in (a, b)))
+        for name in ("delta", "low", "high", "p"):
+            assert getattr(found, name)[place].item() == pytest.approx(getattr(alone, name).item(), abs=1e-12)
+
+
+def test_an_excess_is_the_share_less_what_the_groups_would_give():
+    rng = torch.Generator().manual_seed(6)
+    groups = {name: torch.randint(6, (30, 2, 2), generator=rng) for name in ("a", "b", "c")}
+    neutral, even = torch.randint(7, (40, 2, 2), generator=rng), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    found = find_carriers(groups, neutral, live_codes(*groups.values(), neutral), even)
+    for place, code in enumerate(found.codes.tolist()):
+        shares = [sum(code in grid.flatten().tolist() for grid in one) / len(one) for one in groups.values()]
+        assert found.expected[place].item() == pytest.approx(
+            sum(w * s for w, s in zip(even.tolist(), shares, strict=True))
+        )
+        assert found.neutral[place].item() == pytest.approx(sum(code in g.flatten().tolist() for g in neutral) / 40)
+
+
+def test_two_groups_solved_in_closed_form_are_solved_by_steps_too():
+    answers = torch.tensor([[0.8, 0.1], [0.2, 0.9]], dtype=torch.float64)
+    said = torch.tensor([0.31, 0.69], dtype=torch.float64)
+    rate = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for _ in range(3000):
+        rate = rate * (answers.T @ (said / (answers @ rate)))
+    torch.testing.assert_close(solve_rates(answers[None], said[None])[0], rate, atol=1e-6, rtol=0)
+
+
+def test_enrichment_is_fishers_exact_test():
+    holding, images = torch.tensor([[8, 2], [3, 9], [1, 5]]), torch.tensor([10, 12, 9])
+    found = measure_enrichment(holding, images)
+    p = {}
+    for concept in range(3):
+        for code in range(2):
+            has, others = int(holding[concept, code]), int(holding[:, code].sum() - holding[concept, code])
+            rest = int(images.sum() - images[concept])
+            table = [[has, int(images[concept]) - has], [others, rest - others]]
+            p[concept, code] = fisher_exact(table, "greater").pvalue
+    ordered = sorted(p, key=p.__getitem__)
+    least, wanted = 1.0, {}
+    for rank, key in reversed(list(enumerate(ordered, start=1))):
+        least = min(least, p[key] * len(p) / rank)
+        wanted[key] = least
+    for (concept, code), value in wanted.items():
+        assert found.q[concept, code].item() == pytest.approx(value, abs=1e-12)
+
+
+def test_frechet_distance_and_diversity_from_their_formulas():
+    rng = torch.Generator().manual_seed(7)
+    a, b = torch.randn(30, 3, generator=rng).double(), 0.5 + 2 * torch.randn(25, 3, generator=rng).double()
+    one, other = torch.cov(a.T), torch.cov(b.T)
+    values = torch.linalg.eigvals(one @ other)
+    wanted = (a.mean(0) - b.mean(0)).square().sum() + one.trace() + other.trace() - 2 * values.real.sqrt().sum()
+    assert frechet_distance(a, b) == pytest.approx(wanted.item())
+    pairs = [(a[i] - a[j]).norm().item() for i in range(30) for j in range(i)]
+    assert diversity(a) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_what_is_undecided_is_the_entropy_of_the_group_given_what_came_before():
+    rng = torch.Generator().manual_seed(8)
+    groups = [torch.randint(low, low + 4, (9, 2, 2), generator=rng) for low in (0, 1)]
+    frequency = torch.stack([code_frequency(one, 5) for one in groups])
+    found = undecided(groups, frequency).flatten()
+    for position in range(4):
+        means = []
+        for tokens in groups:
+            total = 0.0
+            for grid in tokens:
+                flat = grid.flatten().tolist()
+                likely = [math.prod(one.flatten(1)[flat[at], at].item() for at in range(position)) for one in frequency]
+                shares = [x / sum(likely) for x in likely]
+                total += -sum(x * math.log(x) for x in shares if x) / math.log(2)
+            means.append(total / len(tokens))
+        assert found[position].item() == pytest.approx(sum(means) / 2)
