@@ -13,11 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from lightning.fabric import Fabric
 from PIL import Image
 from torch import nn
 
+from vqcortex.adapters.network import NetworkAdapter
+from vqcortex.adapters.zoo import open_model
 from vqcortex.errors import DataError
+from vqcortex.judges import load_judges
+from vqcortex.judges.cct import CCT, CCTSettings
+from vqcortex.judges.cnn import CNN, CNNSettings
 
 FOLDER = Path(__file__).parents[2] / "recipes/cifar10_vqgan"
 FILES = ("loop", "networks", "first_stage", "data", "classifiers", "transformer")
@@ -230,3 +236,81 @@ def test_a_missing_split_is_said(recipe, tmp_path):
     parquet(tmp_path / "train.parquet", [(32, 32)] * 10)
     with pytest.raises(DataError, match=r"has no 'test' files, only 'train\.parquet'"):
         recipe.data.read_images(f"parquet:{tmp_path}", "test")
+
+
+@pytest.fixture(scope="module")
+def shipped(recipe, tmp_path_factory):
+    """Both models as the recipe writes them, from untrained networks of the smallest sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        export = importlib.import_module("export")
+        zoo, work = tmp_path_factory.mktemp("zoo"), tmp_path_factory.mktemp("work")
+        patch.setattr(export, "ZOO", zoo)
+        patch.setattr(export, "GUIDANCE", (1.0, 3.0))
+        patch.setattr(export, "DRAWN", 1)
+        first = recipe.first_stage.FirstStageSettings(
+            widths=(32, 32, 64), blocks=0, z_channels=4, d=4, codes=16, epochs=1, batch=1, rate=1e-3
+        )
+        budget = SimpleNamespace(
+            first_stage=first,
+            transformer=recipe.transformer.PriorSettings(width=16, layers=1, heads=2, epochs=1, batch=1, rate=1e-3),
+            cnn_settings=CNNSettings(channels=3, width=4),
+            cct_settings=CCTSettings(width=8, layers=1, heads=2, mirrors=True),
+        )
+        torch.manual_seed(0)
+        network = recipe.first_stage.new_network(first)
+        nn.init.normal_(network.codes.weight)
+        made = {
+            "vqgan": network,
+            "vqvae": network,
+            "transformer": recipe.transformer.new_transformer(budget.transformer, codes=16, positions=64, seed=0),
+            "eye": recipe.networks.Eye(10),
+            "cnn": CNN(budget.cnn_settings),
+            "cct": CCT(budget.cct_settings),
+        }
+        for name, module in made.items():
+            state = {"step": 1, "steps": 1, "average": None, "first": name, "modules": {name: module.state_dict()}}
+            torch.save(state, work / f"{name}.pt")
+        pixels = torch.randint(256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        images = recipe.data.Images(pixels=pixels, labels=torch.arange(20) % 10)
+        export.export(work, budget, "cpu", images, seed=0)
+    sys.modules.pop("export")
+    return SimpleNamespace(zoo=zoo, work=work, network=network, pixels=pixels.float() / 255)
+
+
+def test_the_written_folder_is_one_of_taming_transformers(shipped):
+    folder = shipped.zoo / "cifar10"
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert {"first_stage_model.quantize.embedding.weight", "transformer.tok_emb.weight"} <= set(state)
+    config = yaml.safe_load((folder / "configs/project.yaml").read_text())["model"]
+    assert config["target"] == "taming.models.cond_transformer.Net2NetTransformer"
+    assert config["params"]["cond_stage_config"]["params"]["n_classes"] == 11
+    assert config["params"]["first_stage_config"]["params"]["ddconfig"]["ch_mult"] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-vqvae"])
+def test_the_adapter_of_the_family_opens_what_was_trained(shipped, name):
+    model = open_model(shipped.zoo / name, f"zoo:{name}")
+    exact = NetworkAdapter(name="x", family="taming", network=shipped.network, size=(32, 32), stride=4)
+    assert (model.k, model.grid, model.size) == (16, (8, 8), (32, 32))
+    tokens = exact.encode(shipped.pixels[:4])
+    # Matrices are shipped in half precision.
+    assert torch.allclose(model.decode(model.embed(tokens)), exact.decode(exact.embed(tokens)), atol=1e-2)
+    assert (model.encode(shipped.pixels[:4]) == tokens).double().mean() > 0.95
+
+
+def test_the_written_model_draws_images_of_a_class_as_chosen(shipped):
+    model = open_model(shipped.zoo / "cifar10", "zoo:cifar10")
+    about = json.loads((shipped.zoo / "cifar10/model.json").read_text())
+    distances = json.loads((shipped.work / "sampling.json").read_text())
+    assert about["sampling"]["guidance"] == float(min(distances, key=distances.__getitem__))
+    assert model.sampling.guidance == about["sampling"]["guidance"]
+    assert len(model.concepts) == 10
+    assert model.concepts[3] == "cat"
+    assert model.generate(torch.tensor([3, 9]), ["a", "b"], 0).shape == (2, 8, 8)
+
+
+def test_judges_are_written_with_the_temperature_that_fits(shipped):
+    judges = load_judges(str(shipped.zoo / "cifar10"))
+    assert [judge.name for judge in judges] == ["cnn", "cct"]
+    assert all(judge.temperature > 0 and judge(shipped.pixels[:2]).shape == (2, 10) for judge in judges)
