@@ -117,7 +117,7 @@ def cliffs_delta(ours: Real[Tensor, " n"], theirs: Real[Tensor, " m"], level: fl
 
     Example:
         >>> cliffs_delta(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 2])).delta.round(decimals=3).tolist()
-        [0.444]
+        [0.333]
     """
     both = torch.cat([ours.cpu().double(), theirs.cpu().double()])
     if both.isnan().any():

@@ -59,9 +59,12 @@ def test_an_unknown_way_of_drawing_is_named():
 def test_threads_change_no_number(sampling, mode, monkeypatch):
     like, ids = torch.empty(5, 3, 4, 4), tuple("abcde")
     monkeypatch.setattr(noise, "WORTH_THREADS", 1)
-    with torch.inference_mode(mode):
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(drawn(2, sampling, like=like, ids=ids))
+    found, before = [], torch.get_num_threads()
+    try:
+        with torch.inference_mode(mode):
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                found.append(drawn(2, sampling, like=like, ids=ids))
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(*found)
