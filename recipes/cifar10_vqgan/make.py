@@ -63,15 +63,15 @@ class Budget:
 
 
 BUDGETS = {
-    # About five hours of one core.
+    # About six hours of one core.
     "cpu": Budget(
         eye=ClassifierSettings(epochs=2, batch=64, rate=3e-3),
         first_stage=FirstStageSettings(widths=(32, 32, 96), blocks=1, epochs=3, batch=64, rate=1e-3),
         vqvae_epochs=3,
         transformer=PriorSettings(width=192, layers=4, heads=6, epochs=6, batch=64, rate=2e-3),
-        cnn=ClassifierSettings(epochs=16, batch=128, rate=3e-3),
+        cnn=ClassifierSettings(epochs=12, batch=128, rate=3e-3),
         cct=ClassifierSettings(epochs=14, batch=128, rate=1.5e-3),
-        cnn_settings=CNNSettings(channels=3, width=32),
+        cnn_settings=CNNSettings(channels=3, width=64),
         cct_settings=CCTSettings(mirrors=True),
     ),
     # About an hour of one large GPU.
