@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from classifiers import train_classifier
@@ -181,7 +182,24 @@ def note(name: str, trained: Trained, run: Run) -> None:
             "devices": run.fabric.world_size, "threads": torch.get_num_threads(), "torch": torch.__version__,
             "machine": platform.machine(),
         }  # fmt: skip
-        write_json(run.work / f"{name}.json", about)
+        path = run.work / f"{name}.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        # Equal seconds: it was finished already, maybe on another machine, of which the note must go on telling.
+        if any(before.get(key) != about[key] for key in ("seconds", "steps")):
+            write_json(path, about)
+
+
+def notes_of(work: Path) -> dict[str, Any]:
+    """What `note` wrote down of every step.
+
+    Raises:
+        FileNotFoundError: A step is not finished.
+    """
+    if missing := [name for name in TRAINED if not (work / f"{name}.json").is_file()]:
+        raise FileNotFoundError(
+            f"in {str(work)!r} the step {missing[0]!r} is not finished; run it first: --only {missing[0]}"
+        )
+    return {name: json.loads((work / f"{name}.json").read_text()) for name in TRAINED}
 
 
 def parsed() -> argparse.Namespace:
@@ -215,10 +233,8 @@ def main() -> None:
         from measure import measure_all
 
         if "export" in chosen.only:
-            made = {name: json.loads((chosen.work / f"{name}.json").read_text()) for name in TRAINED}
-            write_json(
-                ZOO / "cifar10/made.json", {"data": chosen.data.partition(":")[0], "seed": chosen.seed, "steps": made}
-            )
+            about = {"data": chosen.data.partition(":")[0], "seed": chosen.seed, "steps": notes_of(chosen.work)}
+            write_json(ZOO / "cifar10/made.json", about)
             export(chosen.work, run.budget, chosen.budget, run.images.last(HELD_OUT), seed=chosen.seed)
         if "measure" in chosen.only:
             measure_all(chosen.data)
