@@ -73,8 +73,10 @@ class Smallest:
             needed(means.decode, self.name, "a decoder to keep a leak budget", "leave the budget out")
         found = task.tokens.clone()
         value = self.values(task, found[:, None], means)[:, 0]
-        for _ in range(self.most or int(task.free.flatten(1).sum(1).max())):
-            rows = (~self._is_content(value)).nonzero()[:, 0].tolist()
+        most = task.free.flatten(1).sum(1)  # each image's own: its company must not give it more rounds
+        for done in range(self.most or int(most.max())):
+            may = torch.ones_like(most, dtype=torch.bool) if self.most else most > done
+            rows = (~self._is_content(value) & may).nonzero()[:, 0].tolist()
             if not rows:
                 break
             better, worth = self._step(task.take(rows), found[rows], value[rows], means)
@@ -153,11 +155,15 @@ class Smallest:
         change = change.masked_fill(~task.free[:, None], -torch.inf).scatter(1, found[:, None], -torch.inf)
         flat = change.flatten(2)  # (b, k, cells)
         count = min(count, len(means.codebook) * cells)
-        each = min(len(means.codebook), -(-SHARE * count // int(task.free.flatten(1).sum(1).min())))
-        best = flat.topk(each, dim=1)
-        order = best.values.flatten(1).topk(min(count, each * cells), dim=1).indices
-        place, code = order % cells, best.indices.flatten(1).gather(1, order)
-        usable = best.values.flatten(1).gather(1, order) > -torch.inf
+        # Of each position so many, by the size of the image's own region.
+        free = task.free.flatten(1).sum(1).clamp(min=1)
+        each = ((SHARE * count + free - 1) // free).clamp(max=len(means.codebook))  # rounded up
+        best, codes = flat.topk(int(each.max()), dim=1)
+        beyond = torch.arange(int(each.max()), device=flat.device) >= each[:, None]  # (b, codes)
+        estimate = best.masked_fill(beyond[:, :, None], -torch.inf).flatten(1)
+        order = estimate.topk(min(count, estimate.shape[1]), dim=1).indices
+        place, code = order % cells, codes.flatten(1).gather(1, order)
+        usable = estimate.gather(1, order) > -torch.inf
         # Where there are fewer swaps than candidates, what stands there is tried again: it gains nothing.
         return place, torch.where(usable, code, found.flatten(1).gather(1, place))
 

@@ -57,6 +57,20 @@ def test_the_smallest_edit_swaps_as_few_tokens_as_the_lead_needs():
     assert (cells(5)[changed] == RED).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_region_of_another_size_in_the_batch_changes_no_edit(seed):
+    rng = torch.Generator().manual_seed(seed)
+    tokens, order = torch.randint(8, (3, 4, 4), generator=rng), torch.randn(3, 16, generator=rng).argsort(1).argsort(1)
+    free = (order < torch.tensor([[1], [5], [16]])).view(3, 4, 4)
+    torch.manual_seed(seed)  # weights without the toy's equals: which of equals comes first is nobody's promise
+    chooser = nn.Sequential(nn.Flatten(), nn.Linear(TOY.codebook.shape[1] * 16, 16), nn.Tanh(), nn.Linear(16, 8))
+    means = means_of(choosers=(chooser.requires_grad_(False),))
+    search = Smallest(sureness=9.0, candidates=4, path=1)
+    together = search(task_of(tokens, free), means)
+    alone = [search(task_of(tokens[[i]], free[[i]]), means) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+
+
 def test_what_is_content_already_stays_as_it_is():
     tokens = cells(9, BLUE)
     assert torch.equal(Smallest(sureness=2.0)(task_of(tokens), means_of()), tokens)
