@@ -6,9 +6,9 @@ from parity.golden import CASES
 
 from vqcortex.adapters import FAMILIES, load_model
 from vqcortex.adapters.network import NetworkAdapter
-from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Generator
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Generator, Likely, Steerable
 from vqcortex.adapters.zoo import zoo_names
-from vqcortex.errors import ModelError, ShapeError, TokenError
+from vqcortex.errors import ConfigError, ModelError, ShapeError, TokenError
 from vqcortex.evaluation.doctor import random_grids, smooth_patterns
 
 NAMES = {
@@ -186,6 +186,59 @@ def test_drawing_belongs_to_the_image_and_the_seed(model):
     assert not torch.equal(together, model.generate(concept, ids, 4))
     assert together.shape == (5, *model.grid)
     assert 0 <= together.min() <= together.max() < model.k
+
+
+def test_a_bias_steers_draws_and_nothing_else(model):
+    able(model, GENERATE)
+    if not isinstance(model, Steerable):
+        pytest.skip(f"{model.family} takes no bias on its codes")
+    concept, ids = torch.arange(3) % len(model.concepts), ["a", "b", "c"]
+    before, identity = model.generate(concept, ids, 0), model.identity
+    row, column = model.grid[0] - 1, model.grid[1] // 2
+    forbidden = before[0, row, column]
+    bias = torch.zeros(model.k, *model.grid)
+    bias[forbidden, row, column] = -torch.inf
+    steered = model.with_code_bias(bias)
+    assert isinstance(steered, Steerable)
+    after = steered.generate(concept, ids, 0)
+    assert (after[:, row, column] != forbidden).all()
+    # What was drawn before that position is drawn still.
+    assert torch.equal(after[:, :row], before[:, :row])
+    assert torch.equal(model.generate(concept, ids, 0), before)
+    assert torch.equal(model.with_code_bias(torch.zeros_like(bias)).generate(concept, ids, 0), before)
+    assert model.identity == identity != steered.identity
+    assert torch.equal(steered.decode(steered.embed(before)), model.decode(model.embed(before)))
+    if isinstance(model, Likely):
+        logs, plain = (one.log_probabilities(before, concept) for one in (steered, model))
+        assert (logs[:, forbidden, row, column] == -torch.inf).all()
+        torch.testing.assert_close(logs.exp().sum(1), torch.ones(3, *model.grid))
+        elsewhere = torch.ones(model.grid, dtype=torch.bool)
+        elsewhere[row, column] = False
+        torch.testing.assert_close(logs[..., elsewhere], plain[..., elsewhere])
+
+
+def test_a_bias_alone_decides_where_it_leaves_one_code(model):
+    able(model, GENERATE)
+    if not isinstance(model, Steerable):
+        pytest.skip(f"{model.family} takes no bias on its codes")
+    concept, ids = torch.arange(2) % len(model.concepts), ["a", "b"]
+    wanted = model.generate(concept, ids, 5)
+    bias = torch.full((model.k, *model.grid), -torch.inf).scatter_(0, wanted[:1], 0.0)
+    assert torch.equal(model.with_code_bias(bias).generate(concept, ids, 6), wanted[:1].expand_as(wanted))
+
+
+def test_a_bias_that_cannot_be_added_is_refused(model):
+    able(model, GENERATE)
+    if not isinstance(model, Steerable):
+        pytest.skip(f"{model.family} takes no bias on its codes")
+    with pytest.raises(ShapeError, match=r"this model needs"):
+        model.with_code_bias(torch.zeros(model.k + 1, *model.grid))
+    with pytest.raises(ConfigError, match="NaN or plus infinity"):
+        model.with_code_bias(torch.full((model.k, *model.grid), torch.inf))
+    forbidden = torch.zeros(model.k, *model.grid)
+    forbidden[:, 0, -1] = -torch.inf
+    with pytest.raises(ConfigError, match=rf"leaves no code at position \(0, {model.grid[1] - 1}\)"):
+        model.with_code_bias(forbidden)
 
 
 def test_identity_is_stable_and_a_hash(model):

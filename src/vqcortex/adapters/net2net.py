@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from vqcortex.adapters.family import Family, Files, Spec, expanded
 from vqcortex.adapters.network import NetworkAdapter, identity_of
 from vqcortex.adapters.prior import Sampling, draw, guided
-from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level, check_code_bias
 from vqcortex.adapters.taming import (
     FIRST_STAGE,
     RESOLUTION,
@@ -226,6 +226,7 @@ class Net2NetModel:
         self.concepts: tuple[str, ...] = () if self._refusal else condition.concepts
         self._exact: Transformer | None = None
         self._identity: str | None = None
+        self._bias: Float[Tensor, "k h w"] | None = None
 
     def _checked_empty(self, empty: int | None) -> int | None:
         """The token for no class where draws need it; None where they do not."""
@@ -261,6 +262,8 @@ class Net2NetModel:
             )
             if self._empty is not None:
                 facts += f" {self.sampling.guidance} {self._empty}"
+            if self._bias is not None:
+                facts += f" {hash_of_bytes(self._bias.numpy().tobytes())}"
             self._identity = hash_of_bytes(f"{self.first.identity} {identity_of(self.transformer, facts)}".encode())
         return self._identity
 
@@ -364,18 +367,20 @@ class Net2NetModel:
     ) -> Int[Tensor, "b n"]:
         n = self.grid[0] * self.grid[1]
         rows = [torch.rand(n, generator=generator_for(seed, one, "prior"), dtype=torch.float64) for one in image_ids]
-        uniform = torch.stack(rows).to(self.device)
+        uniform, pushed = torch.stack(rows).to(self.device), self._pushed()
+
+        def drawn(logits: Float[Tensor, "b u"], position: int) -> Int[Tensor, " b"]:
+            # After guidance, which would make NaN of a forbidden code.
+            steered = logits if pushed is None else logits + pushed[position]
+            return draw(steered, uniform[:, position], self.sampling)
+
         if self._empty is None:
-            return transformer.continued(
-                first,
-                first.new_zeros(len(first), 0),
-                n,
-                lambda logits, i: draw(self._allowed(logits), uniform[:, i], self.sampling),
-            )
+            none = first.new_zeros(len(first), 0)
+            return transformer.continued(first, none, n, lambda logits, i: drawn(self._allowed(logits), i))
 
         def pick(logits: Float[Tensor, "b2 v"], position: int) -> Int[Tensor, " b2"]:
             asked, plain = self._allowed(logits).chunk(2)
-            return draw(guided(asked, plain, self.sampling.guidance), uniform[:, position], self.sampling).repeat(2)
+            return drawn(guided(asked, plain, self.sampling.guidance), position).repeat(2)
 
         # Every image once more below, with no class in front and the same tokens after it.
         both = torch.cat([first, torch.full_like(first, self._empty)])
@@ -407,7 +412,8 @@ class Net2NetModel:
             ModelError, ConfigError: As `generate`.
         """
         sequence = self._as_sequence(tokens.to(self.device))
-        logits = self._allowed(self.next_logits(concept, sequence[:, :-1])).log_softmax(2)  # (b, n, u)
+        logits, pushed = self._allowed(self.next_logits(concept, sequence[:, :-1])), self._pushed()
+        logits = (logits if pushed is None else logits + pushed.to(logits)).log_softmax(2)  # (b, n, u)
         if self._used is not None:
             used = self._used.to(self.device)
             every = logits.new_full((*logits.shape[:2], self.k), -torch.inf)
@@ -420,6 +426,26 @@ class Net2NetModel:
             logits = logits[:, self._order.to(self.device)]
         return logits.transpose(1, 2).unflatten(2, self.grid)
 
+    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> Net2NetModel:
+        check_code_bias(bias, self.k, self.grid)
+        steered, held = copy.copy(self), bias.detach().cpu().double()
+        steered._bias = held if self._bias is None else self._bias + held
+        drawable = steered._bias if self._used is None else steered._bias[self._used.cpu()]
+        check_code_bias(drawable, len(drawable), self.grid)
+        steered._identity = None
+        return steered
+
+    def _pushed(self) -> Float[Tensor, "n u"] | None:
+        """The bias on the codes as one on the transformer's tokens, in its own order."""
+        if self._bias is None:
+            return None
+        flat = self._bias.flatten(1).T  # (n, k)
+        if self._order is not None:
+            flat = flat[self._order.cpu().argsort()]
+        if self._used is not None:
+            flat = flat[:, codes_of(torch.arange(self.transformer.sizes.vocabulary), self._used.cpu())]
+        return flat.to(self.device)
+
     def likeliest(self, concept: Int[Tensor, " b"], tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b n"]:
         """The tokens given, continued to a whole image with the likeliest token at each position.
 
@@ -427,9 +453,14 @@ class Net2NetModel:
             concept: Numbers of concepts.
             tokens: The image's first tokens, none or more, in the transformer's own order and numbers.
         """
-        first, n = self._in_front(concept), self.grid[0] * self.grid[1]
+        first, n, pushed = self._in_front(concept), self.grid[0] * self.grid[1], self._pushed()
+
+        def pick(logits: Float[Tensor, "b v"], position: int) -> Int[Tensor, " b"]:
+            allowed = self._allowed(logits)
+            return (allowed if pushed is None else allowed + pushed[position]).argmax(1)
+
         with torch.no_grad():
-            return self.transformer.continued(first, tokens, n, lambda logits, _: self._allowed(logits).argmax(1))
+            return self.transformer.continued(first, tokens, n, pick)
 
     def _in_front(self, concept: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         """The token that stands for a concept."""
@@ -458,14 +489,18 @@ class Net2NetModel:
         return place[flat]
 
     def _as_grid(self, drawn: Int[Tensor, "b n"]) -> Int[Tensor, "b h w"]:
-        tokens = drawn
-        if self._used is not None:
-            # One token beyond the list stands for "none of these" and is shown as the first of them.
-            used = self._used.to(drawn.device)
-            tokens = used[torch.where(drawn < len(used), drawn, 0)]
+        tokens = drawn if self._used is None else codes_of(drawn, self._used.to(drawn.device))
         if self._order is not None:
             tokens = tokens[:, self._order.to(drawn.device)]
         return tokens.unflatten(1, self.grid)
+
+
+def codes_of(tokens: Int[Tensor, "*any"], used: Int[Tensor, " u"]) -> Int[Tensor, "*any"]:
+    """Codes of a transformer's tokens that were numbered anew: token i stands for code used[i].
+
+    One token beyond the list stands for "none of these" and is shown as the first of them.
+    """
+    return used[torch.where(tokens < len(used), tokens, 0)]
 
 
 def transformer_sizes(

@@ -130,6 +130,44 @@ def test_a_sequence_in_another_order_is_put_back_on_the_grid(tmp_path):
     assert torch.equal(model.generate(CONCEPT, IDS, 0).flatten(1)[:, order], plain.flatten(1))
 
 
+def test_a_bias_follows_the_code_into_another_order_and_numbering(tmp_path):
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    used = torch.arange(63, 3, -1)
+    more = {
+        "permuter.forward_shuffle_idx": order,
+        "permuter.backward_shuffle_idx": order.argsort(),
+        "first_stage_model.quantize.used": used,
+    }
+    model, plain = open_at(folder_of(tmp_path, {**state_of(), **more})), open_at()
+    generator = torch.Generator().manual_seed(1)
+    bias = torch.randn(64, 4, 4, generator=generator)
+    # Token t stands for code 63 - t at the grid's position order[i] for sequence position i.
+    tokens = (
+        bias[torch.where(torch.arange(64) < 60, 63 - torch.arange(64), 63)].flatten(1)[:, order].unflatten(1, (4, 4))
+    )
+    drawn = plain.with_code_bias(tokens).generate(CONCEPT, IDS, 0).flatten(1)
+    shown = torch.where(drawn >= 60, 63, 63 - drawn)
+    assert torch.equal(model.with_code_bias(bias).generate(CONCEPT, IDS, 0).flatten(1)[:, order], shown)
+
+
+def test_a_bias_that_leaves_only_codes_it_never_draws_is_refused(tmp_path):
+    model = open_at(folder_of(tmp_path, {**state_of(), "first_stage_model.quantize.used": torch.arange(4, 64)}))
+    bias = torch.zeros(64, 4, 4)
+    bias[4:, 1, 2] = -torch.inf
+    with pytest.raises(ConfigError, match=r"leaves no code at position \(1, 2\)"):
+        model.with_code_bias(bias)
+
+
+def test_guided_draws_take_a_bias_without_nan():
+    model, concept = open_at(guidance=2, empty=10), CONCEPT.clamp(max=9)
+    before = model.generate(concept, IDS, 0)
+    bias = torch.zeros(64, 4, 4)
+    bias[before[0, 0, 0], 0, 0] = -torch.inf
+    after = model.with_code_bias(bias).generate(concept, IDS, 0)
+    assert (after[:, 0, 0] != before[0, 0, 0]).all()
+    assert torch.equal(model.with_code_bias(torch.zeros(64, 4, 4)).generate(concept, IDS, 0), before)
+
+
 def likelihood(model, tokens):
     return model.log_probabilities(tokens, CONCEPT).gather(1, tokens[:, None]).sum((1, 2, 3))
 
