@@ -7,6 +7,9 @@ of that class. The first stage stays as it is, so that all these generators spea
 than 50 %, and further seeds, go on from the generator that learned the attribute at 50 %. Kill it anywhere; the same
 command goes on from the last checkpoint. Each generator is a folder that `zoo:FOLDER` opens.
 
+Then they are audited and repaired (`measure`), and the tables and pictures of docs/audit.md are made (`results`);
+`--only STEP` does one of the three.
+
 They draw at temperature 1 and without cuts: a sharper prior would turn 70 % of the training pictures into another
 share of its own.
 """
@@ -36,6 +39,7 @@ FASHION = Path(__file__).parents[1] / "fashion"
 sys.path.append(str(FASHION))
 from loop import Job, train  # noqa: E402
 
+PARTS = ("generators", "measure", "results")
 RATES = (70, 90, 99)
 UNBIASED_SEEDS = 3
 STEPS = {"first": 240, "further": 90}
@@ -139,16 +143,25 @@ def export(wanted: Wanted, prior: TokenPrior, folder: Path) -> None:
 
 
 def main() -> None:
-    """Make those that are not there yet."""
+    """Do the steps asked for; what is there already is not made again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="torchvision:FashionMNIST", help="idx:FOLDER or any other image source")
-    parser.add_argument("--work", type=Path, default=Path("out/biased"), help="checkpoints and models; kept")
-    parser.add_argument("--seeds", type=int, default=UNBIASED_SEEDS, help="unbiased generators per attribute")
+    parser.add_argument("--work", type=Path, default=Path("out/biased"), help="checkpoints, models, figures; kept")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
-    for wanted in all_wanted(chosen.seeds):
-        make(wanted, chosen.data, chosen.work)
-        print(f"done: {chosen.work / wanted.name}", flush=True)
+    if "generators" in chosen.only:
+        for wanted in all_wanted():
+            make(wanted, chosen.data, chosen.work)
+            print(f"done: {chosen.work / wanted.name}", flush=True)
+    if "measure" in chosen.only:
+        from measure import measure_all
+
+        measure_all(chosen.data, chosen.work)
+    if "results" in chosen.only:
+        from results import write_results
+
+        write_results(chosen.data, chosen.work)
 
 
 if __name__ == "__main__":

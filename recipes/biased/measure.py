@@ -1,6 +1,4 @@
-"""Measure the audit on generators whose bias is known, and write docs/audit.md's tables and pictures.
-
-    python recipes/biased/measure.py --data idx:/usr/share/datasets/fashion-mnist --work out/biased
+"""Measure the audit on generators whose bias is known.
 
 What is measured of one generator lies in WORK/measured and is not measured again. The truth of a generated picture is
 the rule of its attribute (attributes.py), which looks at pixels; the audit sees tokens.
@@ -8,7 +6,6 @@ the rule of its attribute (attributes.py), which looks at pixels; the audit sees
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -192,13 +189,14 @@ def measure_reweighting(wanted: Wanted, learned: Learned, work: Path) -> dict[st
     return {"repair": measure_repair(found, model, attribute, settings)}
 
 
-def main() -> None:
-    """Measure what is not measured yet; `results.py` makes tables and pictures of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="torchvision:FashionMNIST", help="idx:FOLDER or any other image source")
-    parser.add_argument("--work", type=Path, default=Path("out/biased"), help="where make.py put the generators")
-    chosen = parser.parse_args()
-    folder = chosen.work / "measured"
+def measure_all(data: str, work: Path) -> None:
+    """Measure what is not measured yet; `results.py` makes tables and pictures of it.
+
+    Args:
+        data: Image source of Fashion-MNIST.
+        work: Where make.py put the generators.
+    """
+    folder = work / "measured"
     folder.mkdir(exist_ok=True)
     model = load_zoo("fashion")
     for attribute in ATTRIBUTES.values():
@@ -209,14 +207,14 @@ def main() -> None:
         if not todo and path.exists():
             continue
         began = time.monotonic()
-        learned, about = measure_attribute(attribute, model, chosen.data)
+        learned, about = measure_attribute(attribute, model, data)
         write_json(path, about)
         print(attribute.name, json.dumps(about), f"{time.monotonic() - began:.0f} s", flush=True)
         for wanted in todo:
-            figures = measure_generator(wanted, learned, chosen.work)
+            figures = measure_generator(wanted, learned, work)
             write_json(folder / f"{wanted.name}.json", figures)
             print(wanted.name, f"true {figures['true']:.3f} rate {figures['rate']:.3f} {figures['word']}", flush=True)
-    reweight_all(model, chosen.data, chosen.work)
+    reweight_all(model, data, work)
 
 
 def reweight_all(model: ZooModel, data: str, work: Path) -> None:
@@ -230,7 +228,3 @@ def reweight_all(model: ZooModel, data: str, work: Path) -> None:
         figures = measure_reweighting(one, learned[name], work)
         write_json(folder / f"{one.name}{REWEIGHTED}", figures)
         print(one.name, f"reweighted: true {figures['repair']['true']:.3f}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

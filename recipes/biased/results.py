@@ -1,11 +1,7 @@
-"""Put what measure.py measured into docs/audit.md, between its marks, and draw its pictures.
-
-python recipes/biased/results.py --data idx:/usr/share/datasets/fashion-mnist --work out/biased
-"""
+"""Put what measure.py measured into docs/audit.md, between its marks, and draw its pictures."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -360,27 +356,28 @@ def worlds_line(found: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Write the tables and draw the pictures."""
+def write_results(data: str, work: Path, docs: Path = DOCS) -> None:
+    """Write the tables into audit.md and draw its pictures.
+
+    Args:
+        data: Image source of Fashion-MNIST.
+        work: Where measure.py left its figures.
+        docs: Where audit.md lies.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="torchvision:FashionMNIST", help="idx:FOLDER or any other image source")
-    parser.add_argument("--work", type=Path, default=Path("out/biased"), help="where measure.py left its figures")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="where audit.md lies")
-    chosen = parser.parse_args()
-    held = {path.stem: json.loads(path.read_text()) for path in sorted((chosen.work / "measured").glob("*.json"))}
+    held = {path.stem: json.loads(path.read_text()) for path in sorted((work / "measured").glob("*.json"))}
     attributes = {name: held[name] for name in ATTRIBUTES}
     found = {one.name: held[one.name] for one in all_wanted() if one.name in held}
-    timed = chosen.work / "speed.json"
+    timed = work / "speed.json"
     everywhere = {name: one["repair"] for name, one in found.items() if "repair" in one}
     reweighted = {
         one.name: held[f"{one.name}.reweight"]["repair"] for one in all_wanted() if f"{one.name}.reweight" in held
     }
     if not timed.exists():
-        write_json(timed, measure_speed(chosen.data))
-    shortcuts = chosen.work / "shortcuts.json"
+        write_json(timed, measure_speed(data))
+    shortcuts = work / "shortcuts.json"
     if not shortcuts.exists():
         write_json(shortcuts, measure_worlds())
     parts = [
@@ -391,12 +388,8 @@ def main() -> None:
         "### Repair, `everywhere`", repair_table(found, everywhere),
         "### Shortcuts", worlds_line(json.loads(shortcuts.read_text())),
     ]  # fmt: skip
-    page = chosen.docs / "audit.md"
+    page = docs / "audit.md"
     before, rest = page.read_text().split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{rest.split(END)[1]}")
-    draw_rates(found, reweighted, everywhere, chosen.docs / "audit-rates.png")
-    draw_pictures(found, reweighted, chosen.data, chosen.work, chosen.docs / "audit-pictures.png")
-
-
-if __name__ == "__main__":
-    main()
+    draw_rates(found, reweighted, everywhere, docs / "audit-rates.png")
+    draw_pictures(found, reweighted, data, work, docs / "audit-pictures.png")
