@@ -185,12 +185,18 @@ def method_table(study: Study, methods: Sequence[str]) -> str:
     return markdown(["method", "extractor, its top-1", *TOKEN_FILLS], rows)
 
 
+def times(row: Any) -> str:
+    """A ratio with its interval, or why there is none."""
+    if row["ratio"] is None or row["ratio_low"] is None:
+        return "too near to zero to say how many times"
+    return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] times"
+
+
 def ratio_lines(study: Study) -> str:
     """How many times the drop of random and of published TIS the default's is."""
     rows = study.table("comparison_pairs").where(method=RunSettings.method, metric="mean_drop")
     lines = [
-        f"- {row['fill']}: {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] times that of "
-        f"{row['other']}"
+        f"- {row['fill']}: {times(row)} that of {row['other']}"
         for row in rows
         if row["other"] in ("random", "tis") and row["fill"] in (*TOKEN_FILLS, "mean")
     ]
