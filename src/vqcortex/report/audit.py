@@ -164,6 +164,22 @@ def told(settings: AuditSettings) -> Iterator[str]:
     for row in load_table(settings.out / STAGE / "audit_verdict.json").rows:
         if row["kind"] != "group":
             yield row["text"] if row["kind"] == "verdict" else f"note: {row['text']}"
+    repair = settings.out / STAGE / "audit_repair.json"
+    if repair.exists():
+        yield repair_line(load_table(repair), settings.repair)
+
+
+def repair_line(table: Table, mode: str) -> str:
+    """What a repair reached and what it cost, in one sentence."""
+    after = table.where(when=AFTER)
+    first, costs = after[0], []
+    for row in after:
+        (before,) = table.where(when=BEFORE, judge=row["judge"])
+        costs.append(f"{row['judge']} recognises {row['recognised']:.0%} (before: {before['recognised']:.0%})")
+    return (
+        f"Repaired by {mode}, strength {first['strength']:.2f}: {first['rate']:.0%} [{first['low']:.0%}, "
+        f"{first['high']:.0%}] of newly drawn images are {first['group']!r}, {first['verdict']}; {'; '.join(costs)}"
+    )
 
 
 @final

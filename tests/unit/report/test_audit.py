@@ -64,6 +64,17 @@ def test_the_page_needs_nothing_else_and_says_the_verdict(audited):
         assert f"<code>{name}</code>" in text
 
 
+def test_the_last_line_says_what_the_repair_reached_and_cost(audited):
+    settings, page = audited
+    line = list(stage.told(settings))[-1]
+    rows = load_table(page.parent / "audit_repair.json").where(when="after")
+    assert line.startswith(
+        f"Repaired by {settings.repair}, strength {rows[0]['strength']:.2f}: {rows[0]['rate']:.0%} ["
+    )
+    assert all(f"{row['judge']} recognises " in line for row in rows)
+    assert f"of newly drawn images are {rows[0]['group']!r}, {rows[0]['verdict']}; " in line
+
+
 def test_the_bias_is_written_so_that_it_can_be_used(audited):
     _, page = audited
     held = json.loads((page.parent / "repair.json").read_text())
