@@ -33,7 +33,7 @@ from vqcortex.adapters.prior import PriorSettings, TokenPrior
 from vqcortex.adapters.zoo import ZOO, ZooModel, load_zoo
 from vqcortex.files import write_json
 from vqcortex.seeds import generator_for
-from vqcortex.weights import save_weights
+from vqcortex.weights import halved, save_weights
 
 FASHION = Path(__file__).parents[1] / "fashion"
 sys.path.append(str(FASHION))
@@ -133,8 +133,7 @@ def export(wanted: Wanted, prior: TokenPrior, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = json.loads((ZOO / "fashion" / "model.json").read_text())
     shutil.copyfile(ZOO / "fashion" / about["model"]["file"], folder / about["model"]["file"])
-    weights = {name: one.half() if one.dim() > 1 else one for name, one in prior.state_dict().items()}
-    about["prior"]["sha256"] = save_weights(weights, folder / about["prior"]["file"])
+    about["prior"]["sha256"] = save_weights(halved(prior.state_dict()), folder / about["prior"]["file"])
     about |= {"sampling": {"temperature": 1.0}, "seed": wanted.seed}
     about["planted"] = {
         "attribute": wanted.attribute.name, "concept": wanted.attribute.concept, "rate": wanted.rate / 100,

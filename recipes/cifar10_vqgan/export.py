@@ -24,7 +24,7 @@ from vqcortex.calibration import fit_temperature
 from vqcortex.files import hash_of_file, write_bytes, write_json
 from vqcortex.judges.cct import CCT
 from vqcortex.judges.cnn import CNN
-from vqcortex.weights import save_training_state, save_weights
+from vqcortex.weights import halved, save_training_state, save_weights
 
 ZOO = Path(__file__).parents[2] / "src/vqcortex/zoo"
 SIDE = 32
@@ -33,14 +33,6 @@ GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 TEMPERATURE = 1.0
 TOP_K = 250
 DRAWN = 60  # images per class for that choice
-
-
-def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for shipping: matrices in half precision, vectors (norms, running statistics) in full."""
-    return {
-        name: tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def first_stage_config(settings: FirstStageSettings) -> dict[str, Any]:

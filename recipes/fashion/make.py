@@ -25,7 +25,7 @@ from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
 from vqcortex.calibration import fit_temperature
 from vqcortex.files import hash_of_file, write_json
 from vqcortex.images import read_idx
-from vqcortex.weights import save_weights
+from vqcortex.weights import halved, save_weights
 
 CONCEPTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 STEPS = ("vqvae", "cnn", "prior", "patch", "patch_again", "export", "measure")
@@ -59,21 +59,13 @@ def saved_model(module: nn.Module, path: Path) -> nn.Module:
     return module.eval()
 
 
-def halved(module: nn.Module) -> dict[str, Tensor]:
-    """Weights for shipping: matrices in half precision, vectors (norms, running statistics) in full."""
-    return {
-        name: tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
-        for name, tensor in module.cpu().state_dict().items()
-    }
-
-
 def export_model(work: Path, seed: int) -> None:
     """Write the weights of first stage and prior, and model.json, into the zoo."""
     about = {"concepts": CONCEPTS, "sampling": SAMPLING, "seed": seed}
     for part, fresh in (("model", VQVAE(VQVAESettings())), ("prior", TokenPrior(PriorSettings()))):
         module = saved_model(fresh, work / f"{CHECKPOINTS[part]}.pt")
         name = f"{part}.safetensors"
-        sha256 = save_weights(halved(module), ZOO / name)
+        sha256 = save_weights(halved(module.state_dict()), ZOO / name)
         about[part] = {"file": name, "sha256": sha256, "settings": asdict(module.settings)}
     write_json(ZOO / "model.json", about)
 
@@ -92,7 +84,7 @@ def export_judges(work: Path, images: Tensor, labels: Tensor, seed: int) -> None
                 "architecture": name,
                 "settings": asdict(judge.settings),
                 "file": file,
-                "sha256": save_weights(halved(judge), ZOO / file),
+                "sha256": save_weights(halved(judge.state_dict()), ZOO / file),
                 "temperature": round(fit_temperature(logits, labels.cpu()), 6),
             }
         )

@@ -16,6 +16,14 @@ from vqcortex.errors import ModelError
 from vqcortex.files import hash_of_bytes, hash_of_file, write_bytes
 
 
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for shipping, on the CPU: matrices in half precision, vectors (norms, running statistics) as they are."""
+    return {
+        name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor).cpu()
+        for name, tensor in tensors.items()
+    }
+
+
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> str:
     """Write tensors as they are and return the file's SHA-256."""
     content = save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from vqcortex.errors import ModelError, StudyError
-from vqcortex.weights import load_weights, save_training_state, save_weights
+from vqcortex.weights import halved, load_weights, save_training_state, save_weights
 
 
 def test_weights_come_back_and_half_precision_is_widened(tmp_path):
@@ -18,6 +18,13 @@ def test_weights_come_back_and_half_precision_is_widened(tmp_path):
 def test_equal_weights_are_equal_bytes(tmp_path):
     one, two = torch.rand(3), torch.rand(2)
     assert save_weights({"a": one, "b": two}, tmp_path / "x") == save_weights({"b": two, "a": one}, tmp_path / "y")
+
+
+def test_shipped_matrices_are_half_and_the_rest_stays():
+    given = {"kernel": torch.ones(2, 3), "norm": torch.ones(3), "seen": torch.tensor([[1, 2]])}
+    found = halved(given)
+    assert [found[name].dtype for name in given] == [torch.float16, torch.float32, torch.int64]
+    assert all(torch.equal(found[name].to(one), one) for name, one in given.items())
 
 
 def test_a_missing_file_is_named(tmp_path):
