@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqcortex.errors import DataError
 from vqcortex.images import open_images
+from vqcortex.seeds import generator_for
 
 SIDE = 32
 CONCEPTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -30,13 +31,21 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, n: int) -> Images:
-        """All but those after the first n; a negative n counts from the end."""
-        return Images(pixels=self.pixels[:n], labels=self.labels[:n])
+    def at(self, rows: Tensor) -> Images:
+        """Those of the given rows."""
+        return Images(pixels=self.pixels[rows], labels=self.labels[rows])
 
-    def last(self, n: int) -> Images:
-        """The last n."""
-        return Images(pixels=self.pixels[-n:], labels=self.labels[-n:])
+    def apart(self, share: float, seed: int) -> tuple[Images, Images]:
+        """Two sets, the second with that share of every class; the seed decides which images.
+
+        Sources are often sorted by class: the last rows are no sample.
+        """
+        held = torch.zeros(len(self), dtype=torch.bool)
+        for label in self.labels.unique().tolist():
+            rows = (self.labels == label).nonzero()[:, 0]
+            order = torch.randperm(len(rows), generator=generator_for(seed, "cifar10", "held out", label))
+            held[rows[order[: round(share * len(rows))]]] = True
+        return self.at((~held).nonzero()[:, 0]), self.at(held.nonzero()[:, 0])
 
 
 def read_images(source: str, split: str) -> Images:

@@ -34,8 +34,9 @@ from vqcortex.files import write_json
 from vqcortex.judges.cct import CCT, CCTSettings
 from vqcortex.judges.cnn import CNN, CNNSettings
 
-# The last 5,000 training images train neither judges nor transformer; the judges' temperatures are fitted on them.
-HELD_OUT = 5_000
+# Of every class; these training images train neither judges nor transformer, and the judges' temperatures are fitted on
+# them.
+HELD_OUT = 0.1
 TRAINED = ("eye", "vqgan", "vqvae", "cnn", "cct", "transformer")
 STEPS = (*TRAINED, "export", "measure")
 
@@ -69,10 +70,10 @@ BUDGETS = {
         eye=ClassifierSettings(epochs=2, batch=64, rate=3e-3),
         first_stage=FirstStageSettings(widths=(32, 32, 96), blocks=1, epochs=3, batch=64, rate=1e-3),
         vqvae_epochs=3,
-        transformer=PriorSettings(width=192, layers=4, heads=6, epochs=6, batch=64, rate=2e-3),
-        cnn=ClassifierSettings(epochs=12, batch=128, rate=3e-3),
-        cct=ClassifierSettings(epochs=14, batch=128, rate=1.5e-3),
-        cnn_settings=CNNSettings(channels=3, width=64),
+        transformer=PriorSettings(width=192, layers=4, heads=6, epochs=4, batch=64, rate=2e-3),
+        cnn=ClassifierSettings(epochs=14, batch=128, rate=3e-3),
+        cct=ClassifierSettings(epochs=10, batch=128, rate=1.5e-3),
+        cnn_settings=CNNSettings(channels=3, width=32),
         cct_settings=CCTSettings(mirrors=True),
     ),
     # About an hour of one large GPU.
@@ -116,7 +117,12 @@ class Run:
     @property
     def seen(self) -> Images:
         """Those that judges and transformer may see."""
-        return self.images.first(-HELD_OUT)
+        return self.images.apart(HELD_OUT, self.seed)[0]
+
+    @property
+    def held_out(self) -> Images:
+        """Those that neither may see."""
+        return self.images.apart(HELD_OUT, self.seed)[1]
 
     def classifier(self, name: str, module: nn.Module, settings: ClassifierSettings, images: Images) -> Trained:
         """Train a classifier; judges take images in [0, 1], the eye in [-1, 1]."""
@@ -164,9 +170,10 @@ def _transformer(run: Run) -> Trained:
     settings = run.budget.first_stage
     network = new_network(settings).eval()
     network.load_state_dict(finished("vqgan", run.work))
-    tokens = tokenize(network.to(run.fabric.device), run.seen.pixels, run.fabric.device)
+    seen = run.seen
+    tokens = tokenize(network.to(run.fabric.device), seen.pixels, run.fabric.device)
     return train_transformer(
-        run.budget.transformer, tokens, run.seen.labels, run.work, run.fabric,
+        run.budget.transformer, tokens, seen.labels, run.work, run.fabric,
         codes=settings.codes, empty=len(CONCEPTS), seed=run.seed,
     )  # fmt: skip
 
@@ -235,7 +242,7 @@ def main() -> None:
         if "export" in chosen.only:
             about = {"data": chosen.data.partition(":")[0], "seed": chosen.seed, "steps": notes_of(chosen.work)}
             write_json(ZOO / "cifar10/made.json", about)
-            export(chosen.work, run.budget, chosen.budget, run.images.last(HELD_OUT), seed=chosen.seed)
+            export(chosen.work, run.budget, chosen.budget, run.held_out, seed=chosen.seed)
         if "measure" in chosen.only:
             measure_all(chosen.data)
 

@@ -210,8 +210,18 @@ def test_images_come_as_bytes_with_labels(recipe, tmp_path):
     assert found.pixels.shape == (11, 3, 32, 32)
     assert found.pixels[:, 0, 0, 0].tolist() == list(range(11))
     assert found.labels.tolist() == [*range(10), 0]
-    assert len(found.first(-1)) == 10
-    assert found.last(1).pixels[0, 0, 0, 0] == 10
+
+
+def test_every_class_is_seen_and_held_out_even_if_the_source_is_sorted(recipe):
+    labels = torch.arange(10).repeat_interleave(20)
+    images = recipe.data.Images(pixels=torch.arange(200)[:, None, None, None].expand(-1, 3, 32, 32), labels=labels)
+    seen, held = images.apart(0.1, 0)
+    assert seen.labels.bincount().tolist() == [18] * 10
+    assert held.labels.bincount().tolist() == [2] * 10
+    numbers = torch.cat([seen.pixels, held.pixels])[:, 0, 0, 0]
+    assert torch.equal(numbers.sort().values, torch.arange(200))
+    assert torch.equal(images.apart(0.1, 0)[1].pixels, held.pixels)
+    assert not torch.equal(images.apart(0.1, 1)[1].pixels, held.pixels)
 
 
 def test_an_image_of_another_size_is_named_by_its_row(recipe, tmp_path):
