@@ -94,6 +94,12 @@ def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any
     }
 
 
+def masks_of(settings: PriorSettings, positions: int) -> dict[str, Tensor]:
+    """What each position may look at: the official code holds it in its checkpoints, ours needs none."""
+    mask = torch.ones(positions, positions).tril()[None, None]
+    return {f"blocks.{number}.attn.mask": mask for number in range(settings.layers)}
+
+
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
@@ -114,7 +120,8 @@ def export(work: Path, budget: Any, name: str, held_out: Images, *, seed: int) -
     sampling = chosen_sampling(work, budget, held_out, seed=seed)
     about = write_folder(
         ZOO / "cifar10",
-        prefixed(vqgan, "first_stage_model.") | prefixed(drawer, "transformer."),
+        prefixed(vqgan, "first_stage_model.")
+        | prefixed(drawer | masks_of(budget.transformer, positions), "transformer."),
         transformer_config(first, budget.transformer, positions, len(concepts) + 1),
     )
     common = {"concepts": list(concepts), "seed": seed, "budget": name}

@@ -65,7 +65,7 @@ class Budget:
 
 
 BUDGETS = {
-    # About six hours of one core.
+    # About two and a half hours of one core.
     "cpu": Budget(
         eye=ClassifierSettings(epochs=2, batch=64, rate=3e-3),
         first_stage=FirstStageSettings(widths=(32, 32, 96), blocks=1, epochs=3, batch=64, rate=1e-3),
