@@ -3,7 +3,7 @@
     python recipes/results.py --fashion idx:/usr/share/datasets/fashion-mnist --cifar10 torchvision:CIFAR10
 
 The studies are ordinary `vqcortex run` folders under --work, each followed by `vqcortex compare`; stages that are done
-are not done again. `--only NAME` makes some of them; the document holds all that are finished.
+are not done again. `--only NAME` makes some of them; what the page says of the others stays.
 """
 
 from __future__ import annotations
@@ -215,6 +215,7 @@ def section(title: str, study: Study, beside: Study | None, positions: int) -> s
     clusters = study.table("clusters").rows
     parts = [
         f"## {title}",
+        commands(study),
         " ".join(
             f"`{name}`: top-1 {one['top1']:.1%} on {one['images']:,.0f} test images, ECE {one['ece_calibrated']:.3f}."
             for name, one in metrics.items()
@@ -309,31 +310,48 @@ def picture(study: Study, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def is_made(name: str, work: Path) -> bool:
-    """Whether every part of a study is finished."""
-    last = work / name if STUDIES[name].data is None else beside_of(work / name)
-    return (last / "compare/stage.json").exists()
+def is_made(folder: Path) -> bool:
+    """Whether the last stage of a study is finished."""
+    return (folder / "compare/stage.json").exists()
 
 
-def document(work: Path, made: Sequence[str]) -> str:
-    """The page about the studies that are finished."""
+def commands(study: Study) -> str:
+    """How a study is made by hand, one command per stage."""
+    stages = ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate", "compare")
     lines = [
-        "# Results on the embedded models",
-        "Made by `python recipes/results.py`, one study after the other; each is\n\n"
-        + "".join(
-            f"    {command_of(stage, Study(work / made[0]).record(stage)['key']['settings'])} --out STUDY\n"
-            for stage in ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate", "compare")
-        )
-        + "\nwith its own `--model`, `--region` and, where real images are encoded, `--images SOURCE` and "
-        "`--images-split test`. The judges were trained on training images and took no part in any explanation. "
-        "What follows is what came out, won or lost.",
+        f"    {command_of(stage, study.record(stage)['key']['settings'])} --out STUDY"
+        for stage in stages
+        if (study.path(stage) / "stage.json").exists()
     ]
+    return "Made by\n\n" + "\n".join(lines)
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a study's section on the page."""
+    return f"<!-- study: {name} -->", f"<!-- end of {name} -->"
+
+
+def page_with(page: str, sections: dict[str, str]) -> str:
+    """The page with some sections replaced, or appended where it has none of that name."""
+    for name, text in sections.items():
+        begin, end = marks(name)
+        block = f"{begin}\n{text}\n{end}"
+        if begin in page:
+            before, rest = page.split(begin)
+            page = before + block + rest.split(end)[1]
+        else:
+            page = f"{page.rstrip()}\n\n{block}\n"
+    return page
+
+
+def sections_of(work: Path, made: Sequence[str]) -> dict[str, str]:
+    """The sections of the studies that are finished."""
+    found = {}
     for name in made:
         study, beside = Study(work / name), beside_of(work / name)
         h, w = read_manifest(study.path("tokens")).grid
-        held = Study(beside) if STUDIES[name].data is not None else None
-        lines.append(section(STUDIES[name].title, study, held, h * w))
-    return "\n\n".join(lines) + "\n"
+        found[name] = section(STUDIES[name].title, study, Study(beside) if is_made(beside) else None, h * w)
+    return found
 
 
 def main() -> None:
@@ -346,10 +364,11 @@ def main() -> None:
     chosen = parser.parse_args()
     for name in chosen.only:
         make(name, chosen.work, {"fashion": chosen.fashion, "cifar10": chosen.cifar10})
-    made = [name for name in STUDIES if is_made(name, chosen.work)]
-    (ROOT / "docs/results.md").write_text(document(chosen.work, made))
-    if made[0] == "fashion-generated":
-        picture(Study(chosen.work / made[0]), ROOT / "docs/demo.png")
+    made = [name for name in STUDIES if is_made(chosen.work / name)]
+    page = ROOT / "docs/results.md"
+    page.write_text(page_with(page.read_text(), sections_of(chosen.work, made)))
+    if "fashion-generated" in made:
+        picture(Study(chosen.work / "fashion-generated"), ROOT / "docs/demo.png")
 
 
 if __name__ == "__main__":
