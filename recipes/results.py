@@ -36,6 +36,7 @@ SAME: dict[str, Any] = {
     "epochs": 20, "step_every": 8, "minibatch": 128, "evaluate_images": 300, "steps": 200, "search_images": 6,
     "shares": (1.0, 3.0, 5.0, 10.0, 20.0, 40.0), "per_concept": 300,
 }  # fmt: skip
+COMPARISON: dict[str, Any] = {"compare_images": 400, "insertion_images": 100}
 COMPARED = ("tis", "integrated_gradients", RunSettings.method)
 BY_EXTRACTOR = ("integrated_gradients", *(f"integrated_gradients@{name}" for name in EXTRACTORS[1:]))
 ARMS = {
@@ -99,18 +100,25 @@ def names_beside(out: Path, source: str, model: str) -> Path | None:
     return path
 
 
-def make(name: str, work: Path, sources: dict[str, str]) -> None:
-    """Run a study and compare methods on it; with real images, also the four extractors, in a study beside it."""
-    plan = STUDIES[name]
-    run(plan.settings(work / name, sources), progress=Bars())
-    names = plan.settings(work / name, sources).judge_concepts
-    compare(CompareSettings(out=work / name, compare_methods=COMPARED, judge_concepts=names), progress=Bars())
-    if plan.data is not None:
-        beside = beside_of(work / name)
-        settings = replace(plan.settings(beside, sources), companions=EXTRACTORS[1:])
+def make(name: str, work: Path, sources: dict[str, str], *, methods_only: bool) -> None:
+    """Run a study and compare methods on it; with real images, also the four extractors, in a study beside it.
+
+    `methods_only` leaves out everything but tokens, extractors and the comparison of methods.
+    """
+    plan, beside = STUDIES[name], beside_of(work / name)
+    settings = plan.settings(work / name, sources)
+    if methods_only:
         make_tokens(settings, progress=Bars())
         train(settings, progress=Bars())
-        compare(CompareSettings(out=beside, compare_methods=BY_EXTRACTOR, judge_concepts=names), progress=Bars())
+    else:
+        run(settings, progress=Bars())
+    same: dict[str, Any] = {"judge_concepts": settings.judge_concepts, **COMPARISON}
+    compare(CompareSettings(out=work / name, compare_methods=COMPARED, **same), progress=Bars())
+    if plan.data is not None and not methods_only:
+        settings = replace(settings, out=beside, companions=EXTRACTORS[1:])
+        make_tokens(settings, progress=Bars())
+        train(settings, progress=Bars())
+        compare(CompareSettings(out=beside, compare_methods=BY_EXTRACTOR, **same), progress=Bars())
 
 
 def beside_of(folder: Path) -> Path:
@@ -205,26 +213,43 @@ def ratio_lines(study: Study) -> str:
 
 def section(title: str, study: Study, beside: Study | None, positions: int) -> str:
     """Everything about one study."""
-    image = study.table("image_level")
-    judges = sorted({row["judge"] for row in image.rows})
-    counts = sorted({row["n"] for row in image.rows if row["n"]})
-    shown = [n for n in counts if n in (2, 5, 10)] or counts[:2]
-    metrics = members_of(study)
-    errors = study.table("traversal_error").rows
-    scratch = study.table("scratch").rows
-    clusters = study.table("clusters").rows
-    parts = [
+    return "\n\n".join(
+        [*methods_part(title, study, beside), *(levels_part(study, positions) if has_levels(study) else ())]
+    )
+
+
+def has_levels(study: Study) -> bool:
+    """Whether more than methods was looked at."""
+    return (study.path("evaluate") / "stage.json").exists()
+
+
+def methods_part(title: str, study: Study, beside: Study | None) -> list[str]:
+    """What was made, how good the extractors are, and what the methods are worth."""
+    return [
         f"## {title}",
         commands(study),
         " ".join(
             f"`{name}`: top-1 {one['top1']:.1%} on {one['images']:,.0f} test images, ECE {one['ece_calibrated']:.3f}."
-            for name, one in metrics.items()
+            for name, one in members_of(study).items()
         ),
         "### Methods",
         "Mean drop of both judges' probability when 6 and 10 % of the positions are hidden.",
         method_table(study, COMPARED),
         f"The default's mean drop is\n\n{ratio_lines(study)}",
         *(["The four extractors, trained on the same tokens:", method_table(beside, BY_EXTRACTOR)] if beside else []),
+    ]
+
+
+def levels_part(study: Study, positions: int) -> list[str]:
+    """Image, concept and codebook level, traversal and clusters."""
+    image = study.table("image_level")
+    judges = sorted({row["judge"] for row in image.rows})
+    counts = sorted({row["n"] for row in image.rows if row["n"]})
+    shown = [n for n in counts if n in (2, 5, 10)] or counts[:2]
+    errors = study.table("traversal_error").rows
+    scratch = study.table("scratch").rows
+    clusters = study.table("clusters").rows
+    return [
         "### Image level",
         (f"Drop of the judge's probability of the concept when n of {positions} positions are hidden; higher is "
         "better; 95 % bootstrap intervals over test images."),
@@ -252,7 +277,6 @@ def section(title: str, study: Study, beside: Study | None, positions: int) -> s
         (f"{len(clusters)} token clusters; stability {min(r['stability'] for r in clusters):.2f} to "
         f"{max(r['stability'] for r in clusters):.2f}, {sum(r['stability'] > 0.75 for r in clusters)} above 0.75."),
     ]  # fmt: skip
-    return "\n\n".join(parts)
 
 
 def members_of(study: Study) -> dict[str, dict[str, Any]]:
@@ -361,9 +385,11 @@ def main() -> None:
     parser.add_argument("--cifar10", default="torchvision:CIFAR10", help="source of CIFAR-10")
     parser.add_argument("--work", type=Path, default=Path("out/results"))
     parser.add_argument("--only", nargs="*", choices=sorted(STUDIES), default=list(STUDIES))
+    parser.add_argument("--methods-only", action="store_true", help="compare methods, and leave the other levels out")
     chosen = parser.parse_args()
     for name in chosen.only:
-        make(name, chosen.work, {"fashion": chosen.fashion, "cifar10": chosen.cifar10})
+        sources = {"fashion": chosen.fashion, "cifar10": chosen.cifar10}
+        make(name, chosen.work, sources, methods_only=chosen.methods_only)
     made = [name for name in STUDIES if is_made(chosen.work / name)]
     page = ROOT / "docs/results.md"
     page.write_text(page_with(page.read_text(), sections_of(chosen.work, made)))
