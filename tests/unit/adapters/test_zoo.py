@@ -228,7 +228,9 @@ def test_cifar10_is_laid_out_as_the_official_code_lays_it_out(name, golden):
     needed = {one for one in wanted if "loss." not in one and (".attn" not in one or one.startswith("transformer."))}
     assert needed <= found
     mine, official = (yaml.safe_load(next((one / "configs").iterdir()).read_text()) for one in (ours, theirs))
-    assert targets(mine) == targets(official)
+    assert targets(mine) - {"taming.modules.losses.DummyLoss"} == {
+        one for one in targets(official) if "loss" not in one
+    }
 
 
 def test_cifar10_opens_as_anybody_s_folder():
