@@ -9,6 +9,7 @@ are not done again. `--only NAME` makes some of them; what the page says of the 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ ARMS = {
     RunSettings.method: "default", "tis": "published TIS", "random": "random", "centre": "centre",
     "brightness": "brightness", "token_frequency": "token frequency",
 }  # fmt: skip
+CONTROLS = ("random", "centre", "brightness", "token_frequency")
 FILLS = ("black", "grey", "mean_code", "resampled_codes")
 TOKEN_FILLS = ("mean_code", "resampled_codes")
 
@@ -182,15 +184,18 @@ def codebook_table(table: Table) -> str:
 
 
 def method_table(study: Study, methods: Sequence[str]) -> str:
-    """Mean drop of both judges when 6 and 10 % of the positions are hidden, in token space."""
+    """Drop of both judges' probability in token space: mean over 6 and 10 % of the positions, and at 10 % alone."""
     table, members = study.table("comparison"), members_of(study)
+    tenth = round(0.1 * math.prod(read_manifest(study.path("tokens")).grid))
     rows = []
     for method in methods:
         name = method.partition("@")[2] or (next(iter(members)) if ":" not in method else "")
-        told = f"`{name}`, {members[name]['top1']:.1%}" if name else "all"
-        drops = [table.where(arm=method, metric="mean_drop", fill=fill, judge="mean")[0] for fill in TOKEN_FILLS]
-        rows.append([method, told, *(cell(row) for row in drops)])
-    return markdown(["method", "extractor, its top-1", *TOKEN_FILLS], rows)
+        told = "" if method in CONTROLS else f"`{name}`, {members[name]['top1']:.1%}" if name else "all"
+        found = [table.where(arm=method, metric="mean_drop", fill=fill, judge="mean") for fill in TOKEN_FILLS]
+        found += [table.where(arm=method, metric="drop", n=tenth, fill=fill, judge="mean") for fill in TOKEN_FILLS]
+        rows.append([method, told, *(cell(one[0]) for one in found)])
+    heads = [*TOKEN_FILLS, *(f"{fill}, n = {tenth}" for fill in TOKEN_FILLS)]
+    return markdown(["hidden first", "extractor, its top-1", *heads], rows)
 
 
 def times(row: Any) -> str:
@@ -233,9 +238,9 @@ def methods_part(title: str, study: Study, beside: Study | None) -> list[str]:
             for name, one in members_of(study).items()
         ),
         "### Methods",
-        "Mean drop of both judges' probability when 6 and 10 % of the positions are hidden.",
-        method_table(study, COMPARED),
-        f"The default's mean drop is\n\n{ratio_lines(study)}",
+        "Mean drop of both judges' probability when 6 and 10 % of the positions are hidden, and at 10 % alone.",
+        method_table(study, (*COMPARED, *CONTROLS)),
+        f"Over 6 and 10 % the default's drop is\n\n{ratio_lines(study)}",
         *(["The four extractors, trained on the same tokens:", method_table(beside, BY_EXTRACTOR)] if beside else []),
     ]
 
@@ -340,13 +345,16 @@ def is_made(folder: Path) -> bool:
 
 
 def commands(study: Study) -> str:
-    """How a study is made by hand, one command per stage."""
+    """How a study is made by hand, one command per stage; SOURCE and NAMES.json stand for places on a machine."""
     stages = ("tokens", "train", "score", "concepts", "traverse", "search", "evaluate", "compare")
-    lines = [
-        f"    {command_of(stage, study.record(stage)['key']['settings'])} --out STUDY"
-        for stage in stages
-        if (study.path(stage) / "stage.json").exists()
-    ]
+    lines = []
+    for stage in stages:
+        if (study.path(stage) / "stage.json").exists():
+            settings = dict(study.record(stage)["key"]["settings"])
+            for name, place in (("images", "SOURCE"), ("judge_concepts", "NAMES.json")):
+                if settings.get(name):
+                    settings[name] = place
+            lines.append(f"    {command_of(stage, settings)} --out STUDY")
     return "Made by\n\n" + "\n".join(lines)
 
 
