@@ -218,9 +218,8 @@ def ratio_lines(study: Study) -> str:
 
 def section(title: str, study: Study, beside: Study | None, positions: int) -> str:
     """Everything about one study."""
-    return "\n\n".join(
-        [*methods_part(title, study, beside), *(levels_part(study, positions) if has_levels(study) else ())]
-    )
+    levels = levels_part(study, positions) if has_levels(study) else ["The other levels were left out of this study."]
+    return "\n\n".join([*methods_part(title, study, beside), *levels])
 
 
 def has_levels(study: Study) -> bool:
