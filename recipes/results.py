@@ -400,8 +400,8 @@ def main() -> None:
     made = [name for name in STUDIES if is_made(chosen.work / name)]
     page = ROOT / "docs/results.md"
     page.write_text(page_with(page.read_text(), sections_of(chosen.work, made)))
-    if "fashion-generated" in made:
-        picture(Study(chosen.work / "fashion-generated"), ROOT / "docs/demo.png")
+    if has_levels(shown := Study(chosen.work / "fashion-generated")):
+        picture(shown, ROOT / "docs/demo.png")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from vqcortex.adapters.prior import PriorSettings, TokenPrior
 from vqcortex.adapters.zoo import ZOO, ZooModel, load_zoo
+from vqcortex.errors import VqCortexError
 from vqcortex.files import write_json
 from vqcortex.seeds import generator_for
 from vqcortex.weights import halved, save_weights
@@ -164,4 +165,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (VqCortexError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")

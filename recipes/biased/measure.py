@@ -195,7 +195,12 @@ def measure_all(data: str, work: Path) -> None:
     Args:
         data: Image source of Fashion-MNIST.
         work: Where make.py put the generators.
+
+    Raises:
+        FileNotFoundError: One of them is not there.
     """
+    if missing := [one.name for one in all_wanted() if not (work / one.name / "model.json").is_file()]:
+        raise FileNotFoundError(f"{str(work)!r} holds no generator {missing[0]!r}; make it first: --only generators")
     folder = work / "measured"
     folder.mkdir(exist_ok=True)
     model = load_zoo("fashion")

@@ -363,11 +363,16 @@ def write_results(data: str, work: Path, docs: Path = DOCS) -> None:
         data: Image source of Fashion-MNIST.
         work: Where measure.py left its figures.
         docs: Where audit.md lies.
+
+    Raises:
+        FileNotFoundError: An attribute was not measured.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     held = {path.stem: json.loads(path.read_text()) for path in sorted((work / "measured").glob("*.json"))}
+    if missing := [name for name in ATTRIBUTES if name not in held]:
+        raise FileNotFoundError(f"{str(work)!r} holds no figures of {missing[0]!r}; measure first: --only measure")
     attributes = {name: held[name] for name in ATTRIBUTES}
     found = {one.name: held[one.name] for one in all_wanted() if one.name in held}
     timed = work / "speed.json"
