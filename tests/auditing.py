@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from vqcortex.adapters.protocol import check_code_bias
+from vqcortex.adapters.steering import FixedBias, Steerings
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.files import hash_of_bytes
 from vqcortex.pipelines.groups import Grids
@@ -26,17 +26,17 @@ class MarkedToy(ToyAdapter):
     """
 
     rate: float = 0.5
-    bias: torch.Tensor | None = None
+    steerings: Steerings = field(default_factory=Steerings)
 
     @property
     def identity(self) -> str:
-        held = b"" if self.bias is None else self.bias.numpy().tobytes()
-        return hash_of_bytes(f"marked {self.grid} {self.rate}".encode() + held)
+        return hash_of_bytes(f"marked {self.grid} {self.rate} {self.steerings.identity}".encode())
 
     def generate(self, concept, image_ids, seed):
         logit = math.log(self.rate / (1 - self.rate))
-        if self.bias is not None:
-            logit += float(self.bias[MARK, 0, 0] - self.bias[PLAIN, 0, 0])
+        if self.steerings:
+            (bias,) = self.steerings.bias(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0)
+            logit += float(bias[MARK] - bias[PLAIN])
         grids = super().generate(concept, image_ids, seed)
         grids[grids >= PLAIN] = 0
         for grid, name in zip(grids, image_ids, strict=True):
@@ -44,11 +44,13 @@ class MarkedToy(ToyAdapter):
             grid[0, 0] = MARK if drawn < 1 / (1 + math.exp(-logit)) else PLAIN
         return grids
 
-    def with_code_bias(self, bias):
-        check_code_bias(bias, self.k, self.grid)
+    def with_steering(self, steering):
         steered = copy.copy(self)
-        steered.bias = bias.double() if self.bias is None else self.bias + bias
+        steered.steerings = self.steerings.plus(steering, self.k, self.grid)
         return steered
+
+    def with_code_bias(self, bias):
+        return self.with_steering(FixedBias(bias))
 
 
 def marked(rate: float, name: str, images: int) -> Grids:

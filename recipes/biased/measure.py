@@ -31,7 +31,8 @@ from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.seeds import generator_for
 
 REWEIGHTED = ".reweight.json"
-NEUTRAL, REPAIRED = 1000, 500  # images audited, and per draw of a repair
+NEUTRAL = 1000  # images audited
+TRIED = {"everywhere": 500, "reweight": 1000}  # images per strength tried
 NULL_POOL, NULL_SETS, NULL_IMAGES, NULL_CODES = 1500, 250, 500, 50  # three times the images make the pool
 PLANTED = 0.05  # share of pictures that gain a code by being painted from which the code counts as planted
 EVERYWHERE = [(row, column) for row in range(7) for column in range(7)]
@@ -171,7 +172,7 @@ def measure_repair(found: Audited, model: ZooModel, attribute: Attribute, settin
     """Push codes, audit again, and let the judges say what it cost."""
 
     def draw(one: Any, what: str) -> Grids:
-        return drawn(one, attribute, what, NEUTRAL if what == "repaired" else REPAIRED)
+        return drawn(one, attribute, what, NEUTRAL if what == "repaired" else TRIED[settings.repair])
 
     repaired = repair_generator(found, model, draw, replace(settings, repair_tries=3))
     table = repair_table(repaired, model, load_judges("zoo:fashion"), attribute.concept, settings)
@@ -182,10 +183,10 @@ def measure_repair(found: Audited, model: ZooModel, attribute: Attribute, settin
 
 
 def measure_reweighting(wanted: Wanted, learned: Learned, work: Path) -> dict[str, Any]:
-    """Repair one generator by pushing only while what was drawn does not tell the group."""
+    """Repair one generator by pushing every image by what was drawn of it before."""
     model, attribute = load_zoo(str(work / wanted.name)), wanted.attribute
     settings = replace(settings_for(attribute), repair="reweight")
-    found = audit_neutral(learned, drawn(model, attribute, "neutral", REPAIRED), settings)
+    found = audit_neutral(learned, drawn(model, attribute, "neutral", NEUTRAL), settings)
     return {"repair": measure_repair(found, model, attribute, settings)}
 
 

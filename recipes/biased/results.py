@@ -20,7 +20,7 @@ from worlds import measure_worlds
 from vqcortex.adapters.zoo import load_zoo
 from vqcortex.audit.carriers import find_carriers
 from vqcortex.audit.effect import live_codes
-from vqcortex.audit.repair import balancing_bias, code_frequency, undecided
+from vqcortex.audit.repair import group_steering
 from vqcortex.files import write_json
 from vqcortex.pipelines.audit import audit_neutral, audit_tables, learn_groups, pixels_of
 from vqcortex.pipelines.groups import Grids
@@ -333,13 +333,13 @@ def repaired_draws(
     name = f"{attribute.name}-{SHOWN_RATE}-0"
     model = load_zoo(str(work / name))
     groups, _ = groups_of(attribute, model, data)
-    frequency = torch.stack([code_frequency(one.tokens, model.k) for one in groups.values()])
     rate = found[name]["rate"]
     even = torch.tensor([EVEN, 1 - EVEN], dtype=torch.float64)
-    bias = balancing_bias(frequency, torch.tensor([rate, 1 - rate], dtype=torch.float64), even)
-    bias = bias * undecided([one.tokens for one in groups.values()], frequency)
+    rates = torch.tensor([rate, 1 - rate], dtype=torch.float64)
+    steering = group_steering([one.tokens for one in groups.values()], model.k, rates, even)
     before = drawn(model, attribute, "shown", SHOWN)
-    after = drawn(model.with_code_bias(reweighted[name]["strength"] * bias), attribute, "shown", SHOWN)
+    steered = model.with_steering(steering.at(reweighted[name]["strength"]))
+    after = drawn(steered, attribute, "shown", SHOWN)
     grids = {one: some.tokens for one, some in groups.items()}
     carriers = find_carriers(grids, before.tokens, live_codes(*grids.values(), before.tokens), even)
     best = torch.tensor([int(carriers.codes[at]) for at in carriers.of(0, 0.05)[:5]])

@@ -227,6 +227,42 @@ def test_a_bias_alone_decides_where_it_leaves_one_code(model):
     assert torch.equal(model.with_code_bias(bias).generate(concept, ids, 6), wanted[:1].expand_as(wanted))
 
 
+class Repeat:
+    """Forbids all but the code drawn first, once there is one; says what it was told."""
+
+    identity = "repeat"
+
+    def __init__(self, model):
+        self.shape, self.told = (model.k, *model.grid), []
+
+    def bias(self, drawn, places, place):
+        self.told.append((drawn.shape[1], places.tolist(), place))
+        found = torch.zeros(len(drawn), self.shape[0], dtype=torch.float64, device=drawn.device)
+        if not drawn.shape[1]:
+            return found
+        return torch.full_like(found, -torch.inf).scatter_(1, drawn[:, :1], 0.0)
+
+
+def test_a_steering_is_told_what_was_drawn_and_where(model):
+    able(model, GENERATE)
+    if not isinstance(model, Steerable):
+        pytest.skip(f"{model.family} takes no bias on its codes")
+    concept, ids = torch.arange(3) % len(model.concepts), ["a", "b", "c"]
+    steering = Repeat(model)
+    steered = model.with_steering(steering)
+    drawn = steered.generate(concept, ids, 0).flatten(1)
+    assert (drawn == drawn[:, :1]).all()
+    assert steered.identity != model.identity
+    n = drawn.shape[1]
+    order = [place for _, _, place in steering.told[:n]]
+    assert sorted(order) == list(range(n))
+    assert [(count, places) for count, places, _ in steering.told[:n]] == [(at, order[:at]) for at in range(n)]
+    if isinstance(model, Likely):
+        logs = steered.log_probabilities(drawn.view(-1, *model.grid), concept).flatten(2)
+        # One code is left everywhere but where the first was drawn.
+        assert (logs.gather(1, drawn[:, None]).squeeze(1)[:, order[1:]].abs() < 1e-5).all()
+
+
 def test_a_bias_that_cannot_be_added_is_refused(model):
     able(model, GENERATE)
     if not isinstance(model, Steerable):

@@ -10,7 +10,7 @@ from vqcortex.audit.carriers import find_carriers
 from vqcortex.audit.cost import diversity, frechet_distance
 from vqcortex.audit.effect import cliffs_delta, compare_histograms, count_histogram, live_codes
 from vqcortex.audit.rates import solve_rates
-from vqcortex.audit.repair import code_frequency, undecided
+from vqcortex.audit.repair import GroupSteering, code_frequency, evidence_kept
 from vqcortex.audit.shortcuts import measure_enrichment
 
 
@@ -104,19 +104,47 @@ def test_frechet_distance_and_diversity_from_their_formulas():
     assert diversity(a) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_what_is_undecided_is_the_entropy_of_the_group_given_what_came_before():
+def test_a_group_steering_is_the_expected_weight_of_what_may_still_come():
     rng = torch.Generator().manual_seed(8)
-    groups = [torch.randint(low, low + 4, (9, 2, 2), generator=rng) for low in (0, 1)]
-    frequency = torch.stack([code_frequency(one, 5) for one in groups])
-    found = undecided(groups, frequency).flatten()
-    for position in range(4):
-        means = []
-        for tokens in groups:
+    c, k, h, w = 3, 5, 2, 2
+    frequency = torch.rand(c, k, h, w, generator=rng, dtype=torch.float64).softmax(1)
+    rates = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    weight, before = torch.randn(c, generator=rng).double(), torch.rand(h, w, generator=rng).double()
+    steering = GroupSteering(evidence=frequency.log(), before=before, rates=rates, weight=weight)
+    drawn, order = torch.randint(k, (4, 3), generator=rng), torch.tensor([2, 0, 3])
+    found = steering.bias(drawn, order, 1)
+    for image in range(4):
+        for code in range(k):
+            likely = []
+            for group in range(c):
+                said = math.prod(
+                    frequency[group, drawn[image, at], order[at] // w, order[at] % w].item() for at in range(3)
+                )
+                likely.append(rates[group].item() * said ** before[0, 1].item() * frequency[group, code, 0, 1].item())
+            shares = [one / sum(likely) for one in likely]
+            wanted = math.log(sum(share * math.exp(one) for share, one in zip(shares, weight.tolist(), strict=True)))
+            assert found[image, code].item() == pytest.approx(wanted)
+
+
+def test_the_factor_on_evidence_is_the_best_of_a_fine_grid():
+    rng = torch.Generator().manual_seed(9)
+    groups = [torch.randint(low, low + 4, (40, 1, 4), generator=rng) for low in (0, 1)]
+    evidence = torch.stack([code_frequency(one, 5) for one in groups]).log()
+    found = evidence_kept(groups, evidence)[0]
+    for place in range(1, 4):
+
+        def surprise(factor, place=place):
             total = 0.0
-            for grid in tokens:
-                flat = grid.flatten().tolist()
-                likely = [math.prod(one.flatten(1)[flat[at], at].item() for at in range(position)) for one in frequency]
-                shares = [x / sum(likely) for x in likely]
-                total += -sum(x * math.log(x) for x in shares if x) / math.log(2)
-            means.append(total / len(tokens))
-        assert found[position].item() == pytest.approx(sum(means) / 2)
+            for group, tokens in enumerate(groups):
+                for grid in tokens:
+                    flat = grid.flatten().tolist()
+                    odds = [
+                        factor * sum(one[flat[at], 0, at].item() for at in range(place))
+                        + one[flat[place], 0, place].item()
+                        for one in evidence
+                    ]
+                    total -= odds[group] - math.log(sum(map(math.exp, odds)))
+            return total
+
+        best = min((step / 100 for step in range(301)), key=surprise)
+        assert found[place].item() == pytest.approx(best, abs=0.02)

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from vqcortex.adapters.family import Family, Files, Spec, expanded
 from vqcortex.adapters.network import NetworkAdapter, identity_of
 from vqcortex.adapters.prior import Sampling, draw, guided
-from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level, check_code_bias
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level
+from vqcortex.adapters.steering import FixedBias, Steering, Steerings
 from vqcortex.adapters.taming import (
     FIRST_STAGE,
     RESOLUTION,
@@ -178,16 +179,16 @@ class Transformer(nn.Module):
         first: Int[Tensor, " b"],
         prefix: Int[Tensor, "b p"],
         length: int,
-        pick: Callable[[Float[Tensor, "b v"], int], Int[Tensor, " b"]],
+        pick: Callable[[Float[Tensor, "b v"], Int[Tensor, "b p"]], Int[Tensor, " b"]],
     ) -> Int[Tensor, "b n"]:
-        """A sequence of `length` tokens that begins with `prefix`; `pick(logits, position)` says how it goes on."""
+        """A sequence of `length` tokens that begins with `prefix`; `pick(logits, before)` says how it goes on."""
         cache = Cache(self.sizes, len(first), self.pos_emb)
-        token, found = first, []
+        token, found = first, prefix.new_empty(len(first), length)
         for position in range(length):
             logits = self.step(token, cache)
-            token = prefix[:, position] if position < prefix.shape[1] else pick(logits, position)
-            found.append(token)
-        return torch.stack(found, 1)
+            token = prefix[:, position] if position < prefix.shape[1] else pick(logits, found[:, :position])
+            found[:, position] = token
+        return found
 
 
 @final
@@ -226,7 +227,7 @@ class Net2NetModel:
         self.concepts: tuple[str, ...] = () if self._refusal else condition.concepts
         self._exact: Transformer | None = None
         self._identity: str | None = None
-        self._bias: Float[Tensor, "k h w"] | None = None
+        self._steerings = Steerings()
 
     def _checked_empty(self, empty: int | None) -> int | None:
         """The token for no class where draws need it; None where they do not."""
@@ -262,8 +263,8 @@ class Net2NetModel:
             )
             if self._empty is not None:
                 facts += f" {self.sampling.guidance} {self._empty}"
-            if self._bias is not None:
-                facts += f" {hash_of_bytes(self._bias.numpy().tobytes())}"
+            if self._steerings:
+                facts += f" {self._steerings.identity}"
             self._identity = hash_of_bytes(f"{self.first.identity} {identity_of(self.transformer, facts)}".encode())
         return self._identity
 
@@ -367,20 +368,19 @@ class Net2NetModel:
     ) -> Int[Tensor, "b n"]:
         n = self.grid[0] * self.grid[1]
         rows = [torch.rand(n, generator=generator_for(seed, one, "prior"), dtype=torch.float64) for one in image_ids]
-        uniform, pushed = torch.stack(rows).to(self.device), self._pushed()
+        uniform = torch.stack(rows).to(self.device)
 
-        def drawn(logits: Float[Tensor, "b u"], position: int) -> Int[Tensor, " b"]:
+        def drawn(logits: Float[Tensor, "b u"], before: Int[Tensor, "b p"]) -> Int[Tensor, " b"]:
             # After guidance, which would make NaN of a forbidden code.
-            steered = logits if pushed is None else logits + pushed[position]
-            return draw(steered, uniform[:, position], self.sampling)
+            return draw(self._steered(logits, before), uniform[:, before.shape[1]], self.sampling)
 
         if self._empty is None:
             none = first.new_zeros(len(first), 0)
-            return transformer.continued(first, none, n, lambda logits, i: drawn(self._allowed(logits), i))
+            return transformer.continued(first, none, n, lambda logits, before: drawn(self._allowed(logits), before))
 
-        def pick(logits: Float[Tensor, "b2 v"], position: int) -> Int[Tensor, " b2"]:
+        def pick(logits: Float[Tensor, "b2 v"], before: Int[Tensor, "b2 p"]) -> Int[Tensor, " b2"]:
             asked, plain = self._allowed(logits).chunk(2)
-            return drawn(guided(asked, plain, self.sampling.guidance), position).repeat(2)
+            return drawn(guided(asked, plain, self.sampling.guidance), before.chunk(2)[0]).repeat(2)
 
         # Every image once more below, with no class in front and the same tokens after it.
         both = torch.cat([first, torch.full_like(first, self._empty)])
@@ -412,8 +412,11 @@ class Net2NetModel:
             ModelError, ConfigError: As `generate`.
         """
         sequence = self._as_sequence(tokens.to(self.device))
-        logits, pushed = self._allowed(self.next_logits(concept, sequence[:, :-1])), self._pushed()
-        logits = (logits if pushed is None else logits + pushed.to(logits)).log_softmax(2)  # (b, n, u)
+        logits = self._allowed(self.next_logits(concept, sequence[:, :-1]))  # (b, n, u)
+        if self._steerings:
+            codes, places = self._codes_of(sequence), self._places()
+            logits = logits + self._by_token(self._steerings.along(codes, places)).to(logits)
+        logits = logits.log_softmax(2)
         if self._used is not None:
             used = self._used.to(self.device)
             every = logits.new_full((*logits.shape[:2], self.k), -torch.inf)
@@ -426,25 +429,36 @@ class Net2NetModel:
             logits = logits[:, self._order.to(self.device)]
         return logits.transpose(1, 2).unflatten(2, self.grid)
 
-    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> Net2NetModel:
-        check_code_bias(bias, self.k, self.grid)
-        steered, held = copy.copy(self), bias.detach().cpu().double()
-        steered._bias = held if self._bias is None else self._bias + held
-        drawable = steered._bias if self._used is None else steered._bias[self._used.cpu()]
-        check_code_bias(drawable, len(drawable), self.grid)
+    def with_steering(self, steering: Steering) -> Net2NetModel:
+        steered = copy.copy(self)
+        steered._steerings = self._steerings.plus(steering, self.k, self.grid, self._used)
         steered._identity = None
         return steered
 
-    def _pushed(self) -> Float[Tensor, "n u"] | None:
-        """The bias on the codes as one on the transformer's tokens, in its own order."""
-        if self._bias is None:
-            return None
-        flat = self._bias.flatten(1).T  # (n, k)
-        if self._order is not None:
-            flat = flat[self._order.cpu().argsort()]
-        if self._used is not None:
-            flat = flat[:, codes_of(torch.arange(self.transformer.sizes.vocabulary), self._used.cpu())]
-        return flat.to(self.device)
+    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> Net2NetModel:
+        return self.with_steering(FixedBias(bias))
+
+    def _steered(self, logits: Float[Tensor, "b u"], before: Int[Tensor, "b p"]) -> Float[Tensor, "b u"]:
+        """Logits of the next token, pushed, after the tokens before it, both in the transformer's own numbers."""
+        if not self._steerings:
+            return logits
+        places, p = self._places(), before.shape[1]
+        bias = self._steerings.bias(self._codes_of(before), places[:p], int(places[p]))
+        return logits + self._by_token(bias).to(logits)
+
+    def _places(self) -> Int[Tensor, " n"]:
+        """Where on the grid, row by row, each token of the sequence stands."""
+        n = self.grid[0] * self.grid[1]
+        return torch.arange(n) if self._order is None else self._order.cpu().argsort()
+
+    def _codes_of(self, tokens: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+        return tokens if self._used is None else codes_of(tokens, self._used.to(tokens.device))
+
+    def _by_token(self, bias: Float[Tensor, "*any k"]) -> Float[Tensor, "*any u"]:
+        """A bias on codes as one on the transformer's tokens."""
+        if self._used is None:
+            return bias
+        return bias[..., codes_of(torch.arange(self.transformer.sizes.vocabulary), self._used.cpu()).to(bias.device)]
 
     def likeliest(self, concept: Int[Tensor, " b"], tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b n"]:
         """The tokens given, continued to a whole image with the likeliest token at each position.
@@ -453,11 +467,10 @@ class Net2NetModel:
             concept: Numbers of concepts.
             tokens: The image's first tokens, none or more, in the transformer's own order and numbers.
         """
-        first, n, pushed = self._in_front(concept), self.grid[0] * self.grid[1], self._pushed()
+        first, n = self._in_front(concept), self.grid[0] * self.grid[1]
 
-        def pick(logits: Float[Tensor, "b v"], position: int) -> Int[Tensor, " b"]:
-            allowed = self._allowed(logits)
-            return (allowed if pushed is None else allowed + pushed[position]).argmax(1)
+        def pick(logits: Float[Tensor, "b v"], before: Int[Tensor, "b p"]) -> Int[Tensor, " b"]:
+            return self._steered(self._allowed(logits), before).argmax(1)
 
         with torch.no_grad():
             return self.transformer.continued(first, tokens, n, pick)
@@ -489,7 +502,7 @@ class Net2NetModel:
         return place[flat]
 
     def _as_grid(self, drawn: Int[Tensor, "b n"]) -> Int[Tensor, "b h w"]:
-        tokens = drawn if self._used is None else codes_of(drawn, self._used.to(drawn.device))
+        tokens = self._codes_of(drawn)
         if self._order is not None:
             tokens = tokens[:, self._order.to(drawn.device)]
         return tokens.unflatten(1, self.grid)

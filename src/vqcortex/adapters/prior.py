@@ -6,7 +6,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -137,12 +137,12 @@ class TokenPrior(nn.Module):
         image_ids: Sequence[str],
         seed: int,
         sampling: Sampling,
-        bias: Float[Tensor, "k n"] | None = None,
+        push: Callable[[Int[Tensor, "b p"]], Float[Tensor, "#b k"]] | None = None,
     ) -> Int[Tensor, "b n"]:
         """Draw one grid per image id, position by position, with the key-value cache.
 
-        A `bias` is added to the logits of every code at every position before temperature and cuts, in nats; minus
-        infinity: the code is never drawn there.
+        `push` is told the tokens drawn so far and says what is added to the logits of the next one before temperature
+        and cuts, in nats; minus infinity: never drawn.
 
         Each image has its own uniform numbers, from (seed, image id), and turns them into tokens through the
         cumulative distribution. Call it on a float64 copy of the prior where the result must not depend on the
@@ -172,8 +172,11 @@ class TokenPrior(nn.Module):
             for block in self.blocks:
                 x = block(x, cache)
             logits = self.head(self.norm(x))[:, 0]
-            steered = logits if bias is None else logits + bias[:, step].to(logits)
-            drawn.append(draw(steered, uniform[:, step], sampling))
+            if push is not None:
+                logits = logits + push(torch.stack(drawn, 1) if drawn else concept.new_zeros(len(concept), 0)).to(
+                    logits
+                )
+            drawn.append(draw(logits, uniform[:, step], sampling))
             x = self.token(drawn[-1])[:, None]
         return torch.stack(drawn, 1)
 

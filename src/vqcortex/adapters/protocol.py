@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vqcortex.adapters.steering import Steering
 from vqcortex.errors import ConfigError, ModelError, ShapeError
 
 # What a model may be able to do; `Adapter.abilities` holds those it is.
@@ -136,33 +137,26 @@ class Likely(Generator, Protocol):
 class Steerable(Generator, Protocol):
     """A generator whose draws can be pushed towards some codes and away from others."""
 
-    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> Steerable:
-        """The same model, drawing with `bias` added to the logits of every code at every position, in nats.
+    def with_steering(self, steering: Steering) -> Steerable:
+        """The same model, drawing with a bias on the logits of every next code.
 
-        Minus infinity: the code is never drawn there. A bias of a bias adds up. The new model has an identity of its
-        own, shares its weights with this one, and encodes and decodes alike.
+        Steerings of a steered model add up. The new model has an identity of its own, shares its weights with this
+        one, and encodes and decodes alike.
+
+        Raises:
+            ShapeError: The steering is of another (k, h, w).
+            ConfigError: A fixed bias leaves no code at a position.
+        """
+        ...
+
+    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> Steerable:
+        """`with_steering` by one bias for all images, in nats; minus infinity: the code is never drawn there.
 
         Raises:
             ShapeError: The bias is not (k, h, w).
             ConfigError: It holds NaN or plus infinity, or leaves no code at a position.
         """
         ...
-
-
-def check_code_bias(bias: Tensor, k: int, grid: tuple[int, int]) -> None:
-    """Return quietly if a bias can be added to logits.
-
-    Raises:
-        ShapeError: It is not (k, h, w).
-        ConfigError: It holds NaN or plus infinity, or leaves no code at a position.
-    """
-    if tuple(bias.shape) != (k, *grid):
-        raise ShapeError(f"a code bias has shape {tuple(bias.shape)} but this model needs {(k, *grid)}: (k, h, w)")
-    if bias.isnan().any() or bias.isposinf().any():
-        raise ConfigError("a code bias holds NaN or plus infinity; give finite numbers, or minus infinity to forbid")
-    if (empty := bias.isneginf().all(0)).any():
-        row, column = empty.nonzero()[0].tolist()
-        raise ConfigError(f"a code bias leaves no code at position ({row}, {column}); leave at least one finite there")
 
 
 def one_level(grid: tuple[int, int], k: int) -> tuple[Level, ...]:

@@ -30,9 +30,9 @@ from vqcortex.adapters.protocol import (
     LOGITS,
     Adapter,
     Level,
-    check_code_bias,
     one_level,
 )
+from vqcortex.adapters.steering import FixedBias, Steering, Steerings
 from vqcortex.adapters.vqvae import VQVAE, VQVAESettings
 from vqcortex.errors import ConfigError, ModelError, UnknownName
 from vqcortex.files import hash_of_bytes, hash_of_file
@@ -171,7 +171,7 @@ class ZooModel:
         for part in still_parts:
             part.requires_grad_(False)
         self._exact_prior: TokenPrior | None = None
-        self._bias: Float[Tensor, "k h w"] | None = None
+        self._steerings = Steerings()
 
     @property
     def module(self) -> nn.Module:
@@ -230,23 +230,29 @@ class ZooModel:
         if self._exact_prior is None:
             self._exact_prior = copy.deepcopy(self.prior).double()
         with torch.no_grad():
-            bias = None if self._bias is None else self._bias.flatten(1).to(self.device)
-            flat = self._exact_prior.sample(concept.to(self.device), image_ids, seed, self.sampling, bias)
+            push = self._push if self._steerings else None
+            flat = self._exact_prior.sample(concept.to(self.device), image_ids, seed, self.sampling, push)
         return flat.unflatten(1, self.grid)
 
-    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> ZooModel:
-        check_code_bias(bias, self.k, self.grid)
-        steered, held = copy.copy(self), bias.detach().cpu().double()
-        steered._bias = held if self._bias is None else self._bias + held
-        check_code_bias(steered._bias, self.k, self.grid)
-        steered.identity = hash_of_bytes(self.identity.encode() + held.numpy().tobytes())
+    def _push(self, drawn: Int[Tensor, "b p"]) -> Float[Tensor, "#b k"]:
+        place = drawn.shape[1]
+        return self._steerings.bias(drawn, torch.arange(place), place)
+
+    def with_steering(self, steering: Steering) -> ZooModel:
+        steered = copy.copy(self)
+        steered._steerings = self._steerings.plus(steering, self.k, self.grid)
+        steered.identity = hash_of_bytes(f"{self.identity} {steering.identity}".encode())
         return steered
+
+    def with_code_bias(self, bias: Float[Tensor, "k h w"]) -> ZooModel:
+        return self.with_steering(FixedBias(bias))
 
     def log_probabilities(self, tokens: Int[Tensor, "b h w"], concept: Int[Tensor, " b"]) -> Float[Tensor, "b k h w"]:
         with torch.no_grad():
             logits = self.prior(concept.to(self.device), tokens.to(self.device).flatten(1))
-            if self._bias is not None:
-                logits = logits + self._bias.flatten(1).T.to(logits)
+            if self._steerings:
+                flat = tokens.to(self.device).flatten(1)
+                logits = logits + self._steerings.along(flat, torch.arange(flat.shape[1])).to(logits)
         return logits.log_softmax(2).transpose(1, 2).unflatten(2, self.grid)
 
 

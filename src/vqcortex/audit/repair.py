@@ -1,30 +1,37 @@
 """Push a generator back to even rates while it draws: a bias on the logits of codes, and the search for its strength.
 
-An autoregressive prior with rates r draws code x at a position with probability sum_g r_g p_g(x); with even rates it
-would be sum_g e_g p_g(x). The logarithm of their ratio, added to the logits, makes the one into the other as long as
-what was drawn before does not tell the group; where it does, every code that may follow carries about the same bias,
-which then cancels. How far that holds is measured, not assumed: the generator is audited again, and the strength
-follows.
+Wanted are images x with probability p(x) w(g), the generator's own times a weight of their group: even rates over the
+rates that were found. Drawn code by code, that is p(code | before) times the mean weight of the images that may still
+come of it, sum_g w(g) p(g | before, code); its logarithm is what is added to the logits. The group's probability is
+naive Bayes on codes and positions, calibrated on images of known groups (`GroupSteering`). A bias that is the same for
+all images (`balancing_bias`) knows nothing of what was drawn before.
+
+How far that holds is measured, not assumed: the generator is audited again, and the strength follows.
 
 Source:
-    Ours; importance weights of label shift (Lipton et al. 2018, arXiv:1802.03916) turned into logit biases.
+    Weights of groups: label shift, Lipton et al. 2018, arXiv:1802.03916. The mean weight of what may still come as a
+    factor on each step: Yang and Klein 2021, FUDGE, arXiv:2104.05218, section 3. Where we differ: groups and rates
+    instead of one wanted attribute, and counted frequencies instead of a trained network.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from vqcortex.errors import ConfigError
+from vqcortex.files import hash_of_bytes
 
 SMOOTH = 0.5  # images added to every count: what was never seen gets no infinite bias
 MOST = 8.0  # nats a bias may reach
+LEAST = 1e-3  # rate below which a group that hardly comes is not pushed further
+HELD = 3  # every third attribute image calibrates the evidence of the others
 
 
 def code_frequency(tokens: Int[Tensor, "n h w"], k: int) -> Float[Tensor, "k h w"]:
@@ -46,29 +53,101 @@ def balancing_bias(
         rates: As estimated, summing to 1.
         even: As wanted, summing to 1.
     """
-    now = torch.einsum("c,ckhw->khw", rates.double().clamp(min=1e-3), frequency)
+    now = torch.einsum("c,ckhw->khw", rates.double().clamp(min=LEAST), frequency)
     wanted = torch.einsum("c,ckhw->khw", even.double(), frequency)
     return (wanted / now).log().clamp(-MOST, MOST)
 
 
-def undecided(groups: Sequence[Int[Tensor, "_ h w"]], frequency: Float[Tensor, "c k h w"]) -> Float[Tensor, "h w"]:
-    """How little the tokens before each position, row by row, tell of an image's group: 1 nothing, 0 everything.
+@final
+@dataclass(frozen=True, slots=True)
+class GroupSteering:
+    """Draws each group as often as wanted, every image by itself: a steering, see `adapters/steering.py`.
 
-    The mean over images, every group counting alike, of the entropy of the group, given the tokens before as if they
-    were independent, over that of groups that are all as likely.
+    With p(g | before, x) the probability of group g after the codes before and code x, the bias of x is
+    log sum_g p(g | before, x) exp(weight_g): the factor by which a generator's images of g are wanted more often than
+    they come, as far as x tells. Where an image is decided, all codes get the same bias, which then cancels.
 
     Args:
-        groups: Attribute images of each group.
-        frequency: Theirs, from `code_frequency`.
+        evidence: Log-frequency of every code at every position in each group's images.
+        before: How much the evidence of what was drawn before counts at each place, at least 0: codes that stand side
+            by side say the same thing many times over, and their evidence adds up as if they did not.
+        rates: How often each group comes without a push, summing to 1.
+        weight: Of each group, in nats.
     """
-    c, _, h, w = frequency.shape
-    logs, cells = frequency.log().flatten(2), torch.arange(h * w)
-    found = []
-    for tokens in groups:
-        seen = logs[:, tokens.cpu().long().flatten(1), cells]  # (c, n, h*w)
-        before = seen.cumsum(2) - seen
-        found.append(torch.special.entr(before.softmax(0)).sum(0).mean(0) / math.log(c))
-    return torch.stack(found).mean(0).view(h, w)
+
+    evidence: Float[Tensor, "c k h w"]
+    before: Float[Tensor, "h w"]
+    rates: Float[Tensor, " c"]
+    weight: Float[Tensor, " c"]
+
+    @property
+    def identity(self) -> str:
+        """A hash of all four."""
+        held = (self.evidence, self.before, self.rates, self.weight)
+        return hash_of_bytes(b"".join(one.double().contiguous().numpy().tobytes() for one in held))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, h, w)."""
+        _, k, h, w = self.evidence.shape
+        return k, h, w
+
+    def at(self, strength: float) -> GroupSteering:
+        """The same with all weights times `strength`."""
+        return replace(self, weight=self.weight * strength)
+
+    def bias(self, drawn: Int[Tensor, "b p"], places: Int[Tensor, " p"], place: int) -> Float[Tensor, "b k"]:
+        logs = self.evidence.flatten(2)
+        said = logs[:, drawn.cpu(), places.cpu()].sum(2).T  # (b, c)
+        odds = self.rates.log() + self.before.flatten()[place] * said
+        told = (odds[:, :, None] + logs[:, :, place]).log_softmax(1)  # (b, c, k)
+        return (told + self.weight[:, None]).logsumexp(1).to(drawn.device)
+
+
+def group_steering(
+    groups: Sequence[Int[Tensor, "_ h w"]], k: int, rates: Float[Tensor, " c"], even: Float[Tensor, " c"]
+) -> GroupSteering:
+    """What draws groups that come at `rates` at `even` rates.
+
+    Args:
+        groups: Attribute images of each, at least 3.
+        k: Codes of the model.
+        rates: As estimated, summing to 1.
+        even: As wanted, summing to 1.
+    """
+    held, kept = [one[::HELD] for one in groups], [_without_every(one, HELD) for one in groups]
+    evidence = torch.stack([code_frequency(one, k) for one in kept]).log()
+    now = rates.double().cpu().clamp(min=LEAST)
+    weight = even.double().cpu().log() - now.log()
+    return GroupSteering(evidence=evidence, before=evidence_kept(held, evidence), rates=now / now.sum(), weight=weight)
+
+
+def evidence_kept(groups: Sequence[Int[Tensor, "_ h w"]], evidence: Float[Tensor, "c k h w"]) -> Float[Tensor, "h w"]:
+    """The factor on the evidence of what stands before each place with which the group is told best, in [0, 3].
+
+    Told best: the largest mean log-probability of the group given before and the place's own code, over images that did
+    not make `evidence`, every group counting alike. As temperature scaling does it, one number per place.
+
+    Source:
+        Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling).
+    """
+    c, _, h, w = evidence.shape
+    logs, cells = evidence.flatten(2), torch.arange(h * w)
+    own = torch.cat([logs[:, one.cpu().long().flatten(1), cells].permute(1, 2, 0) for one in groups])  # (n, h*w, c)
+    before = own.cumsum(1) - own
+    group = torch.cat([torch.full((len(one),), at) for at, one in enumerate(groups)])
+    share = torch.cat([torch.full((len(one),), 1 / (c * len(one)), dtype=torch.float64) for one in groups])
+
+    def surprise(factor: float, place: int) -> float:
+        told = (factor * before[:, place] + own[:, place]).log_softmax(1)
+        return -float(share @ told.gather(1, group[:, None])[:, 0])
+
+    found = [minimize_scalar(surprise, bounds=(0, 3), args=(place,), method="bounded").x for place in cells.tolist()]
+    return torch.tensor(found, dtype=torch.float64).view(h, w)
+
+
+def _without_every(images: Int[Tensor, "n h w"], step: int) -> Int[Tensor, "m h w"]:
+    return images[torch.arange(len(images)) % step != 0]
 
 
 def suppressing_bias(codes: Sequence[int], k: int, grid: tuple[int, int]) -> Float[Tensor, "k h w"]:

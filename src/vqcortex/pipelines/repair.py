@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import torch
-from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vqcortex.adapters.protocol import DECODE, Adapter, Steerable, check_ability
+from vqcortex.adapters.steering import FixedBias
 from vqcortex.audit.cost import diversity, frechet_distance
 from vqcortex.audit.repair import (
+    GroupSteering,
     Try,
     balancing_bias,
     best_try,
     code_frequency,
     find_strength,
+    group_steering,
     suppressing_bias,
-    undecided,
 )
 from vqcortex.errors import ConfigError, ModelError
+from vqcortex.files import write_bytes
 from vqcortex.judges import CalibratedJudge
 from vqcortex.judges.features import features_of
 from vqcortex.pipelines.audit import Audited, audit_neutral, pixels_of
@@ -34,6 +39,7 @@ Draw = Callable[[Adapter, str], Grids]
 
 BEFORE, AFTER = "before", "after"
 CLOSE = 0.01  # nearer to even than this, no further strength is tried
+GROUPED = ("evidence", "before", "rates", "weight")  # what makes a GroupSteering
 DIVERSE = 1000  # images whose distances are all taken
 
 
@@ -46,7 +52,7 @@ class Repaired:
         mode: "reweight", "everywhere" or "suppress".
         strength: Of the bias used, 1 for the whole; for suppress always 1.
         tries: Strengths tried, that of no bias first; the rates are of images that are not counted again.
-        bias: What is added to the logits, in nats.
+        steering: What is added to the logits.
         before: The audit of images drawn without it.
         after: The audit of images drawn with it, by random numbers that no try has seen.
     """
@@ -54,7 +60,7 @@ class Repaired:
     mode: str
     strength: float
     tries: tuple[Try, ...]
-    bias: Float[Tensor, "k h w"]
+    steering: GroupSteering | FixedBias
     before: Audited
     after: Audited
 
@@ -74,25 +80,26 @@ def repair_generator(found: Audited, model: Adapter, draw: Draw, settings: Audit
     """
     model = steerable(model)
     group = found.surplus
+    even = float(found.learned.reference[group])
+
+    def audited(steering: GroupSteering | FixedBias, what: str) -> Audited:
+        return audit_neutral(found.learned, draw(model.with_steering(steering), what), settings)
+
     if settings.repair == "suppress":
         codes = excessive_codes(found, group, settings)
-        bias, tries = suppressing_bias(codes, model.k, model.grid), [Try(strength=0.0, rate=_rate(found, group))]
-        strength = 1.0
+        steering_at = _always(FixedBias(suppressing_bias(codes, model.k, model.grid)))
+        strength, tries = 1.0, [Try(strength=0.0, rate=_rate(found, group))]
     else:
-        full = full_bias(found, model, everywhere=settings.repair == "everywhere")
-
-        def measure(strength: float) -> float:
-            return _rate(
-                audit_neutral(found.learned, draw(model.with_code_bias(strength * full), "try"), settings), group
-            )
-
-        even = float(found.learned.reference[group])
-        tries = find_strength(measure, even, _rate(found, group), settings.repair_tries, CLOSE)
+        steering_at = full_steering(found, model, settings.repair)
+        tries = find_strength(
+            lambda strength: _rate(audited(steering_at(strength), "try"), group),
+            even, _rate(found, group), settings.repair_tries, CLOSE,
+        )  # fmt: skip
         strength = best_try(tries, even).strength
-        bias = strength * full
-    after = audit_neutral(found.learned, draw(model.with_code_bias(bias), "repaired"), settings)
+    steering = steering_at(strength)
     return Repaired(
-        mode=settings.repair, strength=strength, tries=tuple(tries), bias=bias, before=found, after=after
+        mode=settings.repair, strength=strength, tries=tuple(tries), steering=steering, before=found,
+        after=audited(steering, "repaired"),
     )  # fmt: skip
 
 
@@ -109,19 +116,60 @@ def steerable(model: Adapter) -> Steerable:
     return model
 
 
-def full_bias(found: Audited, model: Adapter, *, everywhere: bool) -> Float[Tensor, "k h w"]:
-    """What would bring the groups from the rates found to even ones, as far as a code's place tells its group.
+def full_steering(found: Audited, model: Adapter, mode: str) -> Callable[[float], GroupSteering | FixedBias]:
+    """What would bring the groups from the rates found to even ones, from a strength, 1 for the whole.
 
     Args:
         found: The audit.
         model: The generator audited.
-        everywhere: Push at every position; otherwise only as far as what was drawn before does not tell the group, so
-            that an image is not pushed from one group into the other half-way.
+        mode: "reweight": every image by what was drawn of it before; "everywhere": one bias for all.
     """
     groups = [one.tokens for one in found.learned.groups.values()]
+    if mode == "reweight":
+        return group_steering(groups, model.k, found.rates.rate, found.learned.reference).at
     frequency = torch.stack([code_frequency(one, model.k) for one in groups])
     bias = balancing_bias(frequency, found.rates.rate, found.learned.reference)
-    return bias if everywhere else bias * undecided(groups, frequency)
+    return lambda strength: FixedBias(strength * bias)
+
+
+def _always(steering: FixedBias) -> Callable[[float], GroupSteering | FixedBias]:
+    return lambda strength: steering
+
+
+def save_steering(repaired: Repaired, model: Adapter, path: Path) -> None:
+    """Write what is added to the logits, and of which model, how and how strongly, for `load_steering`."""
+    held = repaired.steering
+    about = {
+        "model": model.name,
+        "identity": model.identity,
+        "mode": repaired.mode,
+        "strength": repr(repaired.strength),
+    }
+    tensors = {"table": held.table} if isinstance(held, FixedBias) else {part: getattr(held, part) for part in GROUPED}
+    write_bytes(path, save({name: one.contiguous() for name, one in tensors.items()}, about))
+
+
+def load_steering(path: str | Path) -> GroupSteering | FixedBias:
+    """Read a repair: `model.with_steering(load_steering(path))` is the repaired generator.
+
+    Args:
+        path: repair.safetensors of an audit.
+
+    Raises:
+        ModelError: The file is absent, cut short, or no repair.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"repair {str(path)!r} does not exist; `vqcortex audit --repair reweight` writes one")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"repair {str(path)!r} cannot be read ({error}); make it again") from error
+    if set(tensors) == {"table"}:
+        return FixedBias(tensors["table"])
+    if set(tensors) == set(GROUPED):
+        return GroupSteering(**tensors)
+    names = ", ".join(sorted(tensors)) or "nothing"
+    raise ModelError(f"{str(path)!r} is no repair: it holds {names}; name repair.safetensors of an audit")
 
 
 def excessive_codes(found: Audited, group: int, settings: AuditSettings) -> list[int]:

@@ -676,11 +676,11 @@ class AuditSettings(JudgedSettings):
     published_effect: bool = False
     """Report the published effect too: half of Cliff's delta, counts taken as independent (reference mode)."""
     repair: str = "none"
-    """What is tried against bias while drawing: none, reweight (push codes back to even rates while what was drawn does
-    not tell the group), everywhere (push at every position), or suppress (forbid the codes that carry the excess). The
-    neutral set must be concept:NAME."""
+    """What is tried against bias while drawing: none, reweight (draw each group as often as wanted, every image by what
+    was drawn of it before), everywhere (the same bias at a position for all images), or suppress (forbid the codes that
+    carry the excess). The neutral set must be concept:NAME."""
     repair_tries: int = 4
-    """Strengths tried by reweight, at least 1."""
+    """Strengths tried by reweight and everywhere, at least 1."""
     interval_resamples: int = 1000
     """Bootstrap resamples over images, at least 100."""
 

@@ -13,13 +13,22 @@ from vqcortex.audit.verdict import composition_notes
 from vqcortex.engine.carried import Carried
 from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError
-from vqcortex.files import write_bytes, write_json
+from vqcortex.files import write_bytes
 from vqcortex.judges import CalibratedJudge, load_judges
 from vqcortex.pipelines.audit import Audited, Overlay, audit_neutral, audit_tables, learn_groups, overlays
 from vqcortex.pipelines.evaluate import digest, spoken_concepts
 from vqcortex.pipelines.groups import NEUTRAL, Grids, Group, named_places, open_group, read_group
 from vqcortex.pipelines.progress import QUIET, Progress
-from vqcortex.pipelines.repair import AFTER, BEFORE, Repaired, check_judge, repair_generator, repair_table, steerable
+from vqcortex.pipelines.repair import (
+    AFTER,
+    BEFORE,
+    Repaired,
+    check_judge,
+    repair_generator,
+    repair_table,
+    save_steering,
+    steerable,
+)
 from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.pipelines.study import Study, command_of, run_stage, stage_key
 from vqcortex.pipelines.tokens import model_at
@@ -28,7 +37,7 @@ from vqcortex.report.page import Figure, environment
 from vqcortex.report.words import count_of, estimate, listed, percent
 from vqcortex.results import Table, load_table, save_table
 
-STAGE, PAGE, BIAS = "audit", "audit.html", "repair.json"
+STAGE, PAGE, REPAIR = "audit", "audit.html", "repair.safetensors"
 ROWS_SHOWN = 60
 COSTLY = 0.03  # share recognised that a repair may lose without a warning
 
@@ -62,7 +71,7 @@ def audit(settings: AuditSettings, *, progress: Progress = QUIET, engine: Engine
         engine: Where images are drawn and encoded; the extractor is trained in this process.
     Returns:
         The page; beside it lie the tables audit_groups, audit_lists, audit_tokens, audit_verdict, and audit_repair with
-        repair.json (the bias of every code at every position, in nats) where a repair was asked for.
+        repair.safetensors (for `pipelines.repair.load_steering`) where a repair was asked for.
     Raises:
         ConfigError: Settings are wrong, fewer than two groups, an unknown concept, or a judge that does not know it.
         DataError: A group is empty or too small, or confounded with its images' concepts, or the extractor cannot tell
@@ -136,7 +145,7 @@ def _work(
         repaired = repair_generator(found, model, draw, settings)
         concept = inputs.neutral.concepts[0]
         tables.append(repair_table(repaired, model, inputs.judges, concept, settings, inputs.called))
-        write_json(folder / BIAS, {"model": model.name, "identity": model.identity, "bias": _plain(repaired)})
+        save_steering(repaired, model, folder / REPAIR)
     for table in tables:
         save_table(table, folder)
     exhibit = AuditExhibit(
@@ -148,15 +157,6 @@ def _work(
         repaired=repaired,
     )
     write_bytes(folder / PAGE, render_audit(exhibit, command=command).encode())
-
-
-def _plain(repaired: Repaired) -> list[Any]:
-    """A bias as JSON knows it: None for minus infinity."""
-    finite = repaired.bias.isfinite()
-    return [
-        [[round(value, 6) if ok else None for value, ok in zip(*row, strict=True)] for row in zip(*code, strict=True)]
-        for code in zip(repaired.bias.tolist(), finite.tolist(), strict=True)
-    ]
 
 
 def told(settings: AuditSettings) -> Iterator[str]:

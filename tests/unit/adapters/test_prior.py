@@ -96,12 +96,31 @@ def test_of_equally_likely_codes_top_p_keeps_the_lower():
     assert draw(torch.zeros(100, 8), uniform, Sampling(top_p=0.3)).unique().tolist() == [0, 1, 2]
 
 
+def always(bias):
+    """A push that does not look at what was drawn."""
+    return lambda drawn: bias[:, drawn.shape[1]][None]
+
+
+def test_a_push_is_told_what_was_drawn():
+    prior, told = small(), []
+
+    def push(drawn):
+        told.append(drawn)
+        if not drawn.shape[1]:
+            return torch.zeros(1, 11)
+        return torch.full((len(drawn), 11), -torch.inf).scatter_(1, drawn[:, -1:] + 1, 0.0)
+
+    drawn = prior.sample(CONCEPT, IDS, 0, Sampling(), lambda before: push(before % 9))
+    assert [one.shape for one in told] == [(len(IDS), place) for place in range(6)]
+    assert torch.equal(drawn[:, 1:], drawn[:, :-1] % 9 + 1)
+
+
 def test_a_forbidden_code_is_never_drawn_and_no_bias_changes_nothing():
     prior, bias = small(), torch.zeros(11, 6)
     plain = prior.sample(CONCEPT, IDS, 0, Sampling())
-    assert torch.equal(prior.sample(CONCEPT, IDS, 0, Sampling(), bias), plain)
+    assert torch.equal(prior.sample(CONCEPT, IDS, 0, Sampling(), always(bias)), plain)
     bias[plain[0, 2], 2] = -torch.inf
-    steered = prior.sample(CONCEPT, IDS, 0, Sampling(), bias)
+    steered = prior.sample(CONCEPT, IDS, 0, Sampling(), always(bias))
     assert (steered[:, 2] != plain[0, 2]).all()
     assert torch.equal(steered[:, :2], plain[:, :2])
 
@@ -111,7 +130,7 @@ def test_a_bias_is_added_to_the_logits():
     bias[:, 0] = torch.linspace(0, 3, 11)
     ids = [f"many/{number}" for number in range(3000)]
     concept = torch.zeros(3000, dtype=torch.int64)
-    drawn = prior.sample(concept, ids, 0, Sampling(), bias)[:, 0].bincount(minlength=11) / 3000
+    drawn = prior.sample(concept, ids, 0, Sampling(), always(bias))[:, 0].bincount(minlength=11) / 3000
     wanted = (prior(concept[:1], torch.zeros(1, 0, dtype=torch.int64))[0, 0] + bias[:, 0]).softmax(0)
     torch.testing.assert_close(drawn.double(), wanted.detach(), atol=0.03, rtol=0)
 

@@ -11,9 +11,10 @@ from vqcortex.audit.repair import (
     balancing_bias,
     best_try,
     code_frequency,
+    evidence_kept,
     find_strength,
+    group_steering,
     suppressing_bias,
-    undecided,
 )
 from vqcortex.errors import ConfigError
 
@@ -51,11 +52,61 @@ def test_what_is_suppressed_is_minus_infinity_and_nothing_else_changes():
         suppressing_bias([0, 1, 2, 3], 4, (1, 1))
 
 
-def test_a_group_is_undecided_until_a_token_tells_it():
-    groups = [torch.tensor([[[0, 1, 0]]] * 50), torch.tensor([[[0, 2, 0]]] * 50)]
-    open_still = undecided(groups, torch.stack([code_frequency(one, 3) for one in groups]))
-    assert open_still[0, :2].tolist() == pytest.approx([1, 1])
-    assert open_still[0, 2].item() < 0.05
+def chain(rate, images, seed):
+    """Grids of 1x3 and their group: the middle code is the group's, the last repeats it, the first tells nothing."""
+    rng = torch.Generator().manual_seed(seed)
+    group = (torch.rand(images, generator=rng) >= rate).long()
+    first = torch.randint(3, (images,), generator=rng)
+    return torch.stack([first, 3 + group, 3 + group], 1).view(-1, 1, 3), group
+
+
+def chain_of(seed=0, images=6000):
+    tokens, group = chain(0.5, images, seed)
+    return [tokens[group == 0], tokens[group == 1]]
+
+
+def test_a_steered_draw_is_even_where_the_group_is_decided_and_free_everywhere_else():
+    rates = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    steering = group_steering(chain_of(), 5, rates, EVEN)
+    assert steering.shape == (5, 1, 3)
+    # Nothing is known yet, and the first code says nothing.
+    first = steering.bias(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0)
+    assert (first[:, :3] - first[:, :1]).abs().max() < 0.15
+    # The middle one decides: 0.9 and 0.1 become a half each.
+    decides = steering.bias(torch.tensor([[1]]), torch.tensor([0]), 1)[0]
+    drawn = (torch.tensor([0.9, 0.1], dtype=torch.float64).log() + decides[3:]).softmax(0)
+    torch.testing.assert_close(drawn, EVEN, atol=0.03, rtol=0)
+    # What is decided is left alone: all codes that can follow get the same bias.
+    for group in (0, 1):
+        after = steering.bias(torch.tensor([[1, 3 + group]]), torch.tensor([0, 1]), 2)[0]
+        assert after[3 + group].item() == pytest.approx(steering.weight[group].item(), abs=0.02)
+
+
+def test_evidence_that_repeats_itself_counts_less_and_none_that_says_nothing():
+    rng = torch.Generator().manual_seed(0)
+    groups = []
+    for likely in (0.7, 0.3):
+        said = (torch.rand(4000, 1, generator=rng) < likely).long()
+        groups.append(torch.cat([said.expand(-1, 4), torch.randint(2, (4000, 1), generator=rng)], 1).view(-1, 1, 5))
+    evidence = torch.stack([code_frequency(one[:2000], 2) for one in groups]).log()
+    kept = evidence_kept([one[2000:] for one in groups], evidence)[0]
+    # After two equal codes the third says it again: its own evidence is all there is.
+    assert kept[3].item() < 0.1
+    assert 0.15 < kept[4].item() < 0.35
+
+
+def test_strength_scales_the_weights_and_identity_follows():
+    steering = group_steering(chain_of(), 5, torch.tensor([0.9, 0.1], dtype=torch.float64), EVEN)
+    half = steering.at(0.5)
+    torch.testing.assert_close(half.weight, steering.weight / 2)
+    assert half.identity != steering.identity == steering.at(1).identity
+    nothing = steering.at(0).bias(torch.tensor([[1]]), torch.tensor([0]), 1)
+    torch.testing.assert_close(nothing, torch.zeros(1, 5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_a_group_that_never_comes_is_pushed_no_further_than_one_in_a_thousand():
+    steering = group_steering(chain_of(), 5, torch.tensor([1.0, 0.0], dtype=torch.float64), EVEN)
+    assert steering.weight[1].item() == pytest.approx(math.log(0.5 / 1e-3))
 
 
 def sigmoid(x):

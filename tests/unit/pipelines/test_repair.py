@@ -4,14 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from auditing import MARK, MarkedToy, marked
+from auditing import MARK, PLAIN, MarkedToy, marked
+from safetensors.torch import save_file
 
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import ConfigError, ModelError
 from vqcortex.judges import load_judges
 from vqcortex.pipelines.audit import audit_neutral, learn_groups
 from vqcortex.pipelines.groups import Grids
-from vqcortex.pipelines.repair import excessive_codes, full_bias, repair_generator, repair_table
+from vqcortex.pipelines.repair import (
+    excessive_codes,
+    full_steering,
+    load_steering,
+    repair_generator,
+    repair_table,
+    save_steering,
+)
 from vqcortex.pipelines.settings import AuditSettings
 
 BIASED = MarkedToy(rate=0.85)
@@ -41,17 +49,49 @@ def test_reweighting_makes_it_even(found, mode):
     assert 0.8 < repaired.strength < 1.2
 
 
-def test_what_is_decided_is_not_pushed_any_more(found):
-    # The first position tells the group, so that none after it needs a push.
-    assert full_bias(found, BIASED, everywhere=False)[:, 0, 0].abs().max() > 0.5
-    assert full_bias(found, BIASED, everywhere=False)[:, 1:].abs().max() < 0.01
-    assert full_bias(found, BIASED, everywhere=True)[:, 1:].abs().max() > 0.01
+def test_every_image_is_pushed_only_until_it_is_decided(found):
+    steering = full_steering(found, BIASED, "reweight")(1.0)
+    nothing, nowhere = torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    first = steering.bias(nothing, nowhere, 0)[0]
+    assert first[PLAIN] - first[MARK] > 1
+    # The first position tells the group, so that no code after it is preferred to another.
+    for code in (MARK, PLAIN):
+        after = steering.bias(torch.tensor([[code]]), torch.tensor([0]), 1)[0]
+        assert (after[:6] - after[0]).abs().max() < 0.05
+    table = full_steering(found, BIASED, "everywhere")(1.0).table
+    assert table[:, 1:].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("mode", ["reweight", "suppress"])
+def test_a_repair_is_written_and_read(found, tmp_path, mode):
+    repaired = repair_generator(found, BIASED, draw, replace(SETTINGS, repair=mode, repair_tries=1))
+    path = tmp_path / "repair.safetensors"
+    save_steering(repaired, BIASED, path)
+    read = load_steering(path)
+    assert read.identity == repaired.steering.identity
+    again = BIASED.with_steering(read).generate(torch.zeros(20, dtype=torch.int64), [f"{i}" for i in range(20)], 0)
+    wanted = BIASED.with_steering(repaired.steering).generate(
+        torch.zeros(20, dtype=torch.int64), [f"{i}" for i in range(20)], 0
+    )
+    assert torch.equal(again, wanted)
+
+
+def test_what_is_no_repair_is_refused(tmp_path):
+    path = tmp_path / "repair.safetensors"
+    with pytest.raises(ModelError, match="does not exist"):
+        load_steering(path)
+    path.write_bytes(b"{}")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_steering(path)
+    save_file({"weights": torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match="is no repair: it holds weights"):
+        load_steering(path)
 
 
 def test_suppressing_forbids_the_code_that_carries_it(found):
     repaired = repair_generator(found, BIASED, draw, replace(SETTINGS, repair="suppress"))
     assert excessive_codes(found, 0, SETTINGS)[0] == MARK
-    assert repaired.bias[MARK].isneginf().all()
+    assert repaired.steering.table[MARK].isneginf().all()
     assert repaired.after.rates.rate[0].item() < 0.05
 
 

@@ -1,6 +1,5 @@
 """The audit as a stage: its page and tables, made once; what is wrong is told before anything is computed."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -8,9 +7,11 @@ import pytest
 import torch
 from auditing import MarkedToy, marked
 from PIL import Image
+from safetensors import safe_open
 
 from vqcortex.adapters.toy import ToyAdapter
 from vqcortex.errors import ConfigError, DataError, ModelError, StoreError
+from vqcortex.pipelines.repair import load_steering
 from vqcortex.pipelines.settings import AuditSettings
 from vqcortex.pipelines.study import Study
 from vqcortex.report import audit as stage
@@ -75,13 +76,17 @@ def test_the_last_line_says_what_the_repair_reached_and_cost(audited):
     assert f"of newly drawn images are {rows[0]['group']!r}, {rows[0]['verdict']}; " in line
 
 
-def test_the_bias_is_written_so_that_it_can_be_used(audited):
-    _, page = audited
-    held = json.loads((page.parent / "repair.json").read_text())
-    bias = torch.tensor(held["bias"], dtype=torch.float64)
-    assert held["identity"] == MarkedToy(rate=0.85).identity
-    assert bias.shape == (8, 4, 4)
-    assert bias[7, 0, 0] < -0.3 < 0.3 < bias[6, 0, 0]
+def test_the_repair_is_written_so_that_it_can_be_used(audited):
+    settings, page = audited
+    path = page.parent / "repair.safetensors"
+    with safe_open(path, "pt") as held:
+        about = held.metadata()
+    assert about["identity"] == MarkedToy(rate=0.85).identity
+    assert about["mode"] == settings.repair
+    steering = load_steering(path)
+    bias = steering.bias(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0)[0]
+    assert bias[6] - bias[7] > 0.6
+    assert MarkedToy(rate=0.85).with_steering(steering).identity != about["identity"]
 
 
 def test_a_finished_audit_is_not_made_again_and_a_changed_one_is(audited, biased, monkeypatch):
