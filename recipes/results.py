@@ -1,4 +1,4 @@
-"""Re-make docs/results.md and the README's picture: studies of every embedded model, of generated and of real images.
+"""Re-make docs/results.md and its pictures: studies of every embedded model, of generated and of real images.
 
     python recipes/results.py --fashion idx:/usr/share/datasets/fashion-mnist --cifar10 torchvision:CIFAR10
 
@@ -9,6 +9,7 @@ are not done again. `--only NAME` makes some of them; what the page says of the 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -58,12 +59,14 @@ class Plan:
         title: Of its section.
         model: The embedded model.
         region: Searched at the codebook level.
+        shown: Three concepts for the picture.
         data: Which source its real images come from; None: they are drawn by the model.
     """
 
     title: str
     model: str
     region: str
+    shown: tuple[str, str, str]
     data: str | None = None
 
     def settings(self, out: Path, sources: dict[str, str]) -> RunSettings:
@@ -75,19 +78,23 @@ class Plan:
         return RunSettings(out=out, model=self.model, region=self.region, **SAME, **own)
 
 
+CLOTHES, THINGS = ("Sneaker", "Bag", "Dress"), ("ship", "horse", "automobile")
 STUDIES = {
-    "fashion-generated": Plan(title="`zoo:fashion`, generated images", model="zoo:fashion", region="2:5,2:5"),
+    "fashion-generated": Plan(
+        title="`zoo:fashion`, generated images", model="zoo:fashion", region="2:5,2:5", shown=CLOTHES
+    ),
     "fashion-real": Plan(
-        title="`zoo:fashion`, real images", model="zoo:fashion", region="2:5,2:5", data="fashion"
+        title="`zoo:fashion`, real images", model="zoo:fashion", region="2:5,2:5", shown=CLOTHES, data="fashion"
     ),
     "cifar10-generated": Plan(
-        title="`zoo:cifar10` (VQGAN), generated images", model="zoo:cifar10", region="3:6,3:6"
+        title="`zoo:cifar10` (VQGAN), generated images", model="zoo:cifar10", region="3:6,3:6", shown=THINGS
     ),
     "cifar10-real": Plan(
-        title="`zoo:cifar10` (VQGAN), real images", model="zoo:cifar10", region="3:6,3:6", data="cifar10"
+        title="`zoo:cifar10` (VQGAN), real images", model="zoo:cifar10", region="3:6,3:6", shown=THINGS, data="cifar10"
     ),
     "cifar10-vqvae-real": Plan(
-        title="`zoo:cifar10-vqvae` (VQ-VAE), real images", model="zoo:cifar10-vqvae", region="3:6,3:6", data="cifar10"
+        title="`zoo:cifar10-vqvae` (VQ-VAE), real images", model="zoo:cifar10-vqvae", region="3:6,3:6", shown=THINGS,
+        data="cifar10",
     ),
 }  # fmt: skip
 
@@ -100,6 +107,12 @@ def names_beside(out: Path, source: str, model: str) -> Path | None:
     path = out.with_name(f"{out.name}-concepts.json")
     write_json(path, dict(zip(ours, theirs, strict=True)))
     return path
+
+
+def spoken(study: Study) -> dict[str, str]:
+    """What judges call the concepts of a study; of a source whose classes have numbers only, their names."""
+    path = study.folder.with_name(f"{study.folder.name}-concepts.json")
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def make(name: str, work: Path, sources: dict[str, str], *, methods_only: bool) -> None:
@@ -252,7 +265,7 @@ def levels_part(study: Study, positions: int) -> list[str]:
     shown = [n for n in counts if n in (2, 5, 10)] or counts[:2]
     errors = study.table("traversal_error").rows
     scratch = study.table("scratch").rows
-    clusters = study.table("clusters").rows
+    clusters, called = study.table("clusters").rows, spoken(study)
     return [
         "### Image level",
         (f"Drop of the judge's probability of the concept when n of {positions} positions are hidden; higher is "
@@ -273,7 +286,7 @@ def levels_part(study: Study, positions: int) -> list[str]:
         markdown(
             ["concept", "cells", "Pearson", "Spearman", "mean absolute error, logits", "slope"],
             [
-                [row["concept"], str(row["cells"]), *(f"{row[key]:.2f}" for key in
+                [called.get(row["concept"], row["concept"]), str(row["cells"]), *(f"{row[key]:.2f}" for key in
                  ("pearson", "spearman", "mean_absolute_error", "slope"))]
                 for row in errors
             ],
@@ -291,30 +304,30 @@ def members_of(study: Study) -> dict[str, dict[str, Any]]:
     return {one.extractor: dict(one.metrics) for one in map(load_trained, folders)}
 
 
-def picture(study: Study, path: Path) -> None:
-    """The README's picture: examples with importance, top tokens, and the evidence."""
+def picture(study: Study, shown: Sequence[str], path: Path) -> None:
+    """A study at a glance: examples with importance, top tokens in context, and the evidence."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    exhibit = gather(study, 4, "cpu", 250)
-    names = ("Sneaker", "Bag", "Dress")
+    exhibit, called = gather(study, 4, "cpu", 250), spoken(study)
     figure = pyplot.figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
-    axes = left.subplots(len(names), 9, gridspec_kw={"width_ratios": [1.3] * 3 + [0.25] + [1] * 5})
-    for line, name in zip(axes, names, strict=True):
-        concept = next(one for one in exhibit.concepts if one.name == name)
+    axes = left.subplots(len(shown), 9, gridspec_kw={"width_ratios": [1.3] * 3 + [0.25] + [1] * 5})
+    for line, name in zip(axes, shown, strict=True):
+        concept = next(one for one in exhibit.concepts if called.get(one.name, one.name) == name)
         for axis in line:
             axis.axis("off")
         line[0].set_title(name, loc="left", fontsize=11, fontweight="bold")
         for axis, image, heat in zip(line[:3], concept.images, concept.importance, strict=False):
             axis.imshow(image)
-            spread = np.kron(heat, np.ones((4, 4)))
+            spread = np.kron(heat, np.ones((image.shape[0] // len(heat),) * 2))
             axis.imshow(np.clip(spread, 0, 1), cmap="Oranges", alpha=np.clip(spread, 0, 1) * 0.75, vmin=0, vmax=1)
         for axis, code in zip(line[4:], concept.codes, strict=False):
             axis.imshow(code.patches[0])
-            axis.add_patch(pyplot.Rectangle((3.5, 3.5), 4, 4, fill=False, color="#d1481c", lw=1.5))
+            third = len(code.patches[0]) // 3  # a patch shows the code and its neighbours
+            axis.add_patch(pyplot.Rectangle((third - 0.5,) * 2, third, third, fill=False, color="#d1481c", lw=1.5))
             axis.set_title(f"#{code.code}: {code.numbers['share']:.0%}", fontsize=8)
     left.suptitle(
         "Where the concept sits; the tokens that make it, in context, with their share of images", fontsize=10
@@ -329,13 +342,14 @@ def picture(study: Study, path: Path) -> None:
         line = axis.plot(n, value, label=label, **style)
         axis.fill_between(n, [r["low"] for r in rows], [r["high"] for r in rows], alpha=0.15, color=line[0].get_color())
     axis.set(
-        xlabel="positions hidden, of 49",
+        xlabel=f"positions hidden, of {math.prod(read_manifest(study.path('tokens')).grid)}",
         ylabel=f"drop of probability, judge {judge}",
         title="Evidence (mean-code fill)",
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def is_made(folder: Path) -> bool:
@@ -382,11 +396,20 @@ def sections_of(work: Path, made: Sequence[str]) -> dict[str, str]:
         study, beside = Study(work / name), beside_of(work / name)
         h, w = read_manifest(study.path("tokens")).grid
         found[name] = section(STUDIES[name].title, study, Study(beside) if is_made(beside) else None, h * w)
+        if has_levels(study):
+            title, rest = found[name].split("\n\n", 1)
+            alt = "Importance over examples, concept tokens in context, and the evidence"
+            found[name] = f"{title}\n\n![{alt}]({picture_of(name)})\n\n{rest}"
     return found
 
 
+def picture_of(name: str) -> str:
+    """Its picture's file in docs; that of the first study is the README's."""
+    return "demo.png" if name == next(iter(STUDIES)) else f"results-{name}.png"
+
+
 def main() -> None:
-    """Run the studies asked for, write the document and the picture."""
+    """Run the studies asked for, write the document and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion", default="torchvision:FashionMNIST", help="source of Fashion-MNIST")
     parser.add_argument("--cifar10", default="torchvision:CIFAR10", help="source of CIFAR-10")
@@ -400,8 +423,9 @@ def main() -> None:
     made = [name for name in STUDIES if is_made(chosen.work / name)]
     page = ROOT / "docs/results.md"
     page.write_text(page_with(page.read_text(), sections_of(chosen.work, made)))
-    if has_levels(shown := Study(chosen.work / "fashion-generated")):
-        picture(shown, ROOT / "docs/demo.png")
+    for name in made:
+        if has_levels(study := Study(chosen.work / name)):
+            picture(study, STUDIES[name].shown, ROOT / "docs" / picture_of(name))
 
 
 if __name__ == "__main__":
