@@ -45,6 +45,7 @@ ARMS = {
     RunSettings.method: "default", "tis": "published TIS", "random": "random", "centre": "centre",
     "brightness": "brightness", "token_frequency": "token frequency",
 }  # fmt: skip
+EDITS = {"remove": "taken out", "insert": "put in", "swap": "swapped"}
 CONTROLS = ("random", "centre", "brightness", "token_frequency")
 FILLS = ("black", "grey", "mean_code", "resampled_codes")
 TOKEN_FILLS = ("mean_code", "resampled_codes")
@@ -282,6 +283,11 @@ def levels_part(study: Study, positions: int) -> list[str]:
         *(f"Whole grids searched from scratch, {strategy}: judges' mean probability of the concept "
           f"{np.mean([row['probability'] for row in scratch if row['strategy'] == strategy]):.3f}."
           for strategy in dict.fromkeys(row["strategy"] for row in scratch)),
+        "### Editability",
+        ("A concept's tokens taken out of its images, put into others, swapped for those of the image's own concept, "
+        "and as many frequent or random ones instead; p of the paired difference to the concept tokens "
+        "([how](editing.md))."),
+        editability_table(study),
         "### Traversal and clusters",
         markdown(
             ["concept", "cells", "Pearson", "Spearman", "mean absolute error, logits", "slope"],
@@ -294,6 +300,27 @@ def levels_part(study: Study, positions: int) -> list[str]:
         (f"{len(clusters)} token clusters; stability {min(r['stability'] for r in clusters):.2f} to "
         f"{max(r['stability'] for r in clusters):.2f}, {sum(r['stability'] > 0.75 for r in clusters)} above 0.75."),
     ]  # fmt: skip
+
+
+def editability_table(study: Study) -> str:
+    """Share of images in which each judge follows, by kind of edit, size of the list and whose tokens they are."""
+    table = study.table("editability")
+    judges = sorted({row["judge"] for row in table.rows})
+    heads = ["", "tokens of the list", "cells changed", "judge", "concept tokens", "token frequency", "random codes"]
+    rows = []
+    for kind, label in EDITS.items():
+        for tokens in (20, 5):
+            for judge in judges:
+                ours, *others = (
+                    table.where(concept="all", kind=kind, tokens=tokens, judge=judge, arm=arm)[0]
+                    for arm in ("concept_tokens", "token_frequency", "random_codes")
+                )
+                rows.append([
+                    f"{label}, {ours['images']} images", str(tokens), f"{ours['changed_tokens']:.1f}", judge,
+                    f"{ours['success']:.1%} [{ours['low']:.1%}, {ours['high']:.1%}]",
+                    *(f"{one['success']:.1%}, p = {one['p']:.4f}" for one in others),
+                ])  # fmt: skip
+    return markdown(heads, rows)
 
 
 def members_of(study: Study) -> dict[str, dict[str, Any]]:
