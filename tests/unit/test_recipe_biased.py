@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from vqcortex.adapters import load_model
 from vqcortex.adapters.zoo import ZooModel
 
 FOLDER = Path(__file__).parents[2] / "recipes/biased"
-FILES = ("loop", "attributes", "pixels", "make", "measure", "worlds", "results")
+FILES = ("loop", "attributes", "pixels", "make", "measure", "worlds", "results", "cifar10")
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,48 @@ def test_planted_codes_are_those_gained(recipe):
     found = recipe.measure.planted_codes([(0, 1)], plain, painted, 8)
     assert found == {5, 6}
     assert recipe.measure.planted_codes([(1, 1)], plain, painted, 8) == set()
+
+
+def test_rules_of_colour_pictures_measure_what_they_are_called(recipe):
+    plain = torch.full((3, 3, 4, 4), 0.5)
+    bright, warm, strong = plain.clone(), plain.clone(), plain.clone()
+    bright[1] += 0.2
+    warm[1, 0] += 0.2
+    warm[1, 2] -= 0.2
+    strong[1, :, :2] += 0.3
+    strong[1, :, 2:] -= 0.3
+    for name, pictures in (("brightness", bright), ("warmth", warm), ("contrast", strong)):
+        values = recipe.cifar10.RULES[name].measure(pictures)
+        assert values.shape == (3,)
+        assert values.argmax() == 1
+    assert len({one for rule in recipe.cifar10.RULES.values() for one in (rule.high, rule.low)}) == 6
+
+
+def test_real_pictures_are_of_their_class(recipe, tmp_path):
+    for name, shade in (("a", 0), ("b", 255)):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (32, 32), (shade,) * 3).save(folder / f"{number}.png")
+    found = recipe.cifar10.real_pictures(f"imagefolder:{tmp_path / 'train'}", 1)
+    assert found.shape == (3, 3, 32, 32)
+    assert (found == 1).all()
+
+
+def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
+    def rows(after):
+        return [{"when": when, "recognised": share} for when, share in (("before", 0.9), ("after", after))]
+
+    same = {"high": "bright", "errs": 0.1}
+    even = {"true": 0.5, "rate": 0.51, "low": 0.45, "high_end": 0.55, "word": "even", **same}
+    biased = {"true": 0.7, "rate": 0.66, "low": 0.6, "high_end": 0.69, "word": "biased", **same}
+    for number, rule in enumerate(recipe.cifar10.RULES):
+        repair = {} if number else {"repair": {"true": 0.52, "rows": rows(0.89)}}
+        for name, one in (("ship", biased | repair), ("frog", even)):
+            (tmp_path / f"{name}-{rule}.json").write_text(json.dumps(one))
+    text = recipe.cifar10.section(tmp_path, ("ship", "frog"))
+    assert "2.5 points off the truth on average and 4.0 at most" in text
+    assert "3 of 6 = 50.0%" in text
+    assert "Of 3 rates that are truly more than 5 points from even, 3 are called biased; of the 3 others, 0." in text
+    assert "within 5 points of even in 1 of 1, 1 of them at 3 points" in text
+    assert "| ship | bright | 70.0 | 66.0 [60.0, 69.0] | 10.0 | biased | 52.0 | +1.0 |" in text
