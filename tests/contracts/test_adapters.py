@@ -8,6 +8,7 @@ from vqcortex.adapters import FAMILIES, load_model
 from vqcortex.adapters.network import NetworkAdapter
 from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Generator, Likely, Steerable
 from vqcortex.adapters.zoo import zoo_names
+from vqcortex.editing.footprint import derivative_along
 from vqcortex.errors import ConfigError, ModelError, ShapeError, TokenError
 from vqcortex.evaluation.doctor import random_grids, smooth_patterns
 
@@ -275,6 +276,18 @@ def test_a_bias_that_cannot_be_added_is_refused(model):
     forbidden[:, 0, -1] = -torch.inf
     with pytest.raises(ConfigError, match=rf"leaves no code at position \(0, {model.grid[1] - 1}\)"):
         model.with_code_bias(forbidden)
+
+
+def test_the_decoder_has_a_footprint(model):
+    able(model, DECODE)
+    count = model.grid[0] * model.grid[1]
+    tokens = torch.randint(model.k, (1, *model.grid), generator=torch.Generator().manual_seed(0))
+    embedded = model.embed(tokens).detach()
+    ways = torch.randn(2, model.d, generator=torch.Generator().manual_seed(1)).to(embedded)
+    found = derivative_along(model.decode, embedded, torch.tensor([0, count - 1]), ways)
+    assert found.shape == (2, *model.size)
+    assert found.isfinite().all()
+    assert not embedded.requires_grad
 
 
 def test_identity_is_stable_and_a_hash(model):

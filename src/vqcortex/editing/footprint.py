@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vqcortex.config import raise_all
 from vqcortex.editing.protocol import embed
@@ -141,9 +142,10 @@ def derivative_along(
     moves = torch.zeros(len(positions), embedded.shape[1], embedded[0, 0].numel()).to(embedded)
     moves[torch.arange(len(positions)), :, positions] = ways
     many = embedded.detach().repeat(len(positions), 1, 1, 1)
-    # By two backward passes, which every layer knows: the derivative is linear in what the first is fed.
+    # By two backward passes: the derivative is linear in what the first is fed. Every layer knows them, and of attention
+    # the kernel that spells its arithmetic out.
     point = many.requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         shown = decode(point)
         fed = torch.ones_like(shown, requires_grad=True)
         (back,) = torch.autograd.grad(shown, point, fed, create_graph=True)
