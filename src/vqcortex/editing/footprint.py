@@ -142,8 +142,8 @@ def derivative_along(
     moves = torch.zeros(len(positions), embedded.shape[1], embedded[0, 0].numel()).to(embedded)
     moves[torch.arange(len(positions)), :, positions] = ways
     many = embedded.detach().repeat(len(positions), 1, 1, 1)
-    # By two backward passes: the derivative is linear in what the first is fed. Every layer knows them, and of attention
-    # the kernel that spells its arithmetic out.
+    # By two backward passes: the derivative is linear in what the first is fed. Every layer knows two, and of attention
+    # that kernel which spells its arithmetic out.
     point = many.requires_grad_()
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         shown = decode(point)
