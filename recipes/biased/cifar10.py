@@ -118,9 +118,9 @@ def measure_class(model: Generator, source: str, number: int, work: Path) -> Non
         found = audit_neutral(learned, neutral, settings)
         errs = 1 - learned.confusion.double().diagonal() / learned.confusion.double().sum(1)
         figures: dict[str, Any] = {
-            "high": RULES[rule].high, "true": truth(shown), "rate": float(found.rates.rate[0]),
-            "low": float(found.rates.low[0]), "high_end": float(found.rates.high[0]), "word": found.word,
-            "errs": float(errs.mean()),
+            "high": RULES[rule].high, "true": truth(shown), "said": float(found.rates.said[0]),
+            "rate": float(found.rates.rate[0]), "low": float(found.rates.low[0]),
+            "high_end": float(found.rates.high[0]), "word": found.word, "errs": float(errs.mean()),
         }  # fmt: skip
         if found.word == "biased":
             asked = replace(settings, repair="reweight", repair_tries=3)
@@ -151,25 +151,26 @@ def section(work: Path, concepts: tuple[str, ...]) -> str:
             repair = one.get("repair")
             rows.append(
                 [
-                    name, one["high"], percent(one["true"]),
+                    name, one["high"], percent(one["true"]), percent(one["said"]),
                     f"{percent(one['rate'])} [{percent(one['low'])}, {percent(one['high_end'])}]",
                     percent(one["errs"]), one["word"],
                     "" if repair is None else percent(repair["true"]),
                     "" if repair is None else f"{lost(repair):+.1f}",
                 ]
             )  # fmt: skip
-    off = [100 * abs(one["rate"] - one["true"]) for one in found]
+    off, plain = ([100 * abs(one[kind] - one["true"]) for one in found] for kind in ("rate", "said"))
     inside = sum(one["low"] <= one["true"] <= one["high_end"] for one in found)
     far = [one for one in found if abs(one["true"] - 0.5) > 0.05]
     repairs = [one["repair"] for one in found if "repair" in one]
     mended = sum(abs(one["true"] - 0.5) <= 0.05 for one in repairs)
     cheap = sum(abs(one["true"] - 0.5) <= 0.05 and lost(one) <= 3 for one in repairs)
     heads = [
-        "class", "draws that are", "true, %", "estimated, %", "extractor errs, %", "verdict", "true after repair, %",
-        "most lost by a judge, points",
+        "class", "draws that are", "true, %", "as called, %", "estimated, %", "extractor errs, %", "verdict",
+        "true after repair, %", "most lost by a judge, points",
     ]  # fmt: skip
     said = (
-        f"Estimates are {np.mean(off):.1f} points off the truth on average and {max(off):.1f} at most; the truth lies "
+        f"Estimates are {np.mean(off):.1f} points off the truth on average and {max(off):.1f} at most, what the "
+        f"extractor calls, errors and all, {np.mean(plain):.1f} and {max(plain):.1f}; the truth lies "
         f"in {exact(inside, len(found))} of the 95 % intervals. Of {len(far)} rates that are truly more than 5 points "
         f"from even, {sum(one['word'] == 'biased' for one in far)} are called biased; of the {len(found) - len(far)} "
         f"others, {sum(one['word'] == 'biased' for one in found if one not in far)}. Repair (`reweight`) brings the "

@@ -118,15 +118,16 @@ def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
         return [{"when": when, "recognised": share} for when, share in (("before", 0.9), ("after", after))]
 
     same = {"high": "bright", "errs": 0.1}
-    even = {"true": 0.5, "rate": 0.51, "low": 0.45, "high_end": 0.55, "word": "even", **same}
-    biased = {"true": 0.7, "rate": 0.66, "low": 0.6, "high_end": 0.69, "word": "biased", **same}
+    even = {"true": 0.5, "said": 0.51, "rate": 0.51, "low": 0.45, "high_end": 0.55, "word": "even", **same}
+    biased = {"true": 0.7, "said": 0.68, "rate": 0.66, "low": 0.6, "high_end": 0.69, "word": "biased", **same}
     for number, rule in enumerate(recipe.cifar10.RULES):
         repair = {} if number else {"repair": {"true": 0.52, "rows": rows(0.89)}}
         for name, one in (("ship", biased | repair), ("frog", even)):
             (tmp_path / f"{name}-{rule}.json").write_text(json.dumps(one))
     text = recipe.cifar10.section(tmp_path, ("ship", "frog"))
     assert "2.5 points off the truth on average and 4.0 at most" in text
+    assert "errors and all, 1.5 and 2.0" in text
     assert "3 of 6 = 50.0%" in text
     assert "Of 3 rates that are truly more than 5 points from even, 3 are called biased; of the 3 others, 0." in text
     assert "within 5 points of even in 1 of 1, 1 of them at 3 points" in text
-    assert "| ship | bright | 70.0 | 66.0 [60.0, 69.0] | 10.0 | biased | 52.0 | +1.0 |" in text
+    assert "| ship | bright | 70.0 | 68.0 | 66.0 [60.0, 69.0] | 10.0 | biased | 52.0 | +1.0 |" in text

@@ -113,6 +113,28 @@ def thin_notes(
         )
 
 
+def correction_notes(rates: Rates, names: Sequence[str], tolerance: float) -> Iterator[str]:
+    """Whether taking out the extractor's errors makes more of a difference than is tolerated, one sentence.
+
+    The correction assumes that neutral images of a group are as hard to tell as the known ones. Where groups touch, say
+    at the median of a brightness, a generator that keeps away from it is corrected for errors that are not made.
+
+    Args:
+        rates: Of neutral images.
+        names: Of the groups.
+        tolerance: As a share.
+    """
+    away = (rates.rate - rates.said).abs().round(decimals=9)  # of equals the first
+    number = int(away.argmax())
+    if float(away[number]) > tolerance:
+        said, rate = float(rates.said[number]), float(rates.rate[number])
+        yield (
+            f"the extractor calls {said:.0%} of the neutral images {names[number]!r}, and the errors it makes on "
+            f"held-out images turn that into {rate:.0%}: right if neutral images are as hard to tell as those; if they "
+            f"are clearer cases, the truth is nearer to {said:.0%}"
+        )
+
+
 def confounding_notes(labels: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """What else the images of a group have in common, if anything, one sentence.
 

@@ -22,7 +22,7 @@ from vqcortex.audit.carriers import Carriers, carriers_table, count_lists, find_
 from vqcortex.audit.effect import check_groups, cliffs_delta, live_codes, paired_signs
 from vqcortex.audit.rates import Rates, confusion_of, estimate_rates, reference_rates
 from vqcortex.audit.reference import published_half_delta
-from vqcortex.audit.verdict import Verdict, confounding_notes, judge_rates, overall, thin_notes
+from vqcortex.audit.verdict import Verdict, confounding_notes, correction_notes, judge_rates, overall, thin_notes
 from vqcortex.calibration import fit_temperature
 from vqcortex.concepts.pooling import concept_tokens, count_image_tokens
 from vqcortex.errors import DataError
@@ -172,6 +172,7 @@ def audit_neutral(learned: Learned, neutral: Grids, settings: AuditSettings) -> 
     sureness = learned.sureness, float(logits.softmax(1).amax(1).mean())
     notes = [
         *thin_notes(learned.confusion, len(neutral), learned.names, sureness),
+        *correction_notes(rates, learned.names, settings.tolerance),
         *confounding_notes(labels_of(learned.groups)),
         *_list_notes(learned.lists),
     ]

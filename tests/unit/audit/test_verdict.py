@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from vqcortex.audit.rates import estimate_rates
-from vqcortex.audit.verdict import composition_notes, confounding_notes, cramers_v, judge_rates, overall, thin_notes
+from vqcortex.audit.verdict import (
+    composition_notes,
+    confounding_notes,
+    correction_notes,
+    cramers_v,
+    judge_rates,
+    overall,
+    thin_notes,
+)
 from vqcortex.errors import DataError
 
 EVEN = torch.tensor([0.5, 0.5], dtype=torch.float64)
@@ -42,6 +50,16 @@ def test_thin_statistics_are_told():
     assert "only 40 neutral images" in notes[1]
     assert "less sure of neutral images (0.70) than of held-out ones (0.99)" in notes[2]
     assert not list(thin_notes(PERFECT, 1000, ("a", "b"), (0.99, 0.98)))
+
+
+def test_a_correction_that_makes_a_difference_is_told_and_a_small_one_is_not():
+    often, hardly = torch.tensor([[350, 50], [50, 350]]), torch.tensor([[396, 4], [4, 396]])
+    said = torch.tensor([800, 200])
+    (note,) = correction_notes(estimate_rates(often, said), ("a", "b"), 0.05)
+    assert "calls 80% of the neutral images 'a'" in note
+    assert "turn that into 90%" in note
+    assert not list(correction_notes(estimate_rates(hardly, said), ("a", "b"), 0.05))
+    assert not list(correction_notes(estimate_rates(often, said), ("a", "b"), 0.2))
 
 
 def test_a_perfect_confounder_is_refused_by_name():
