@@ -121,14 +121,15 @@ def measure_null(attribute: Attribute, learned: Learned, model: ZooModel, data: 
     pictures = seen(data, model.concepts.index(attribute.concept))[:NULL_POOL]
     both = torch.stack([encoded(model, pictures), encoded(model, attribute.paint(pictures))])
     settings = settings_for(attribute)
-    called = torch.stack([audit_called(learned, one, settings) for one in both])
+    answers = torch.stack([audit_answers(learned, one, settings) for one in both])
     alarms = {tolerance: 0 for tolerance in (0.0, settings.tolerance)}
     codes = 0
     for number in range(NULL_SETS):
         source = generator_for(number, attribute.name, "null")
         rows = torch.randperm(NULL_POOL, generator=source)[:NULL_IMAGES]
         coin = torch.randint(2, (NULL_IMAGES,), generator=source)
-        rates = estimate_rates(learned.confusion, called[coin, rows].bincount(minlength=2), seed=number)
+        known = learned.answers.counts
+        rates = estimate_rates(known, answers[coin, rows].bincount(minlength=len(known)), seed=number)
         for tolerance in alarms:
             far = abs(float(rates.rate[0]) - 0.5) > tolerance
             alarms[tolerance] += far and rates.p_beyond(0, 0.5, tolerance) <= settings.audit_alpha
@@ -145,10 +146,10 @@ def measure_null(attribute: Attribute, learned: Learned, model: ZooModel, data: 
     }  # fmt: skip
 
 
-def audit_called(learned: Learned, tokens: Tensor, settings: AuditSettings) -> Tensor:
-    """The groups that the extractor calls images."""
+def audit_answers(learned: Learned, tokens: Tensor, settings: AuditSettings) -> Tensor:
+    """How the extractor answers images."""
     grids = Grids(tokens=tokens.int(), image_ids=tuple(map(str, range(len(tokens)))))
-    return audit_neutral(learned, grids, settings).called
+    return audit_neutral(learned, grids, settings).answers
 
 
 def measure_generator(wanted: Wanted, learned: Learned, work: Path) -> dict[str, Any]:

@@ -74,6 +74,17 @@ def test_two_groups_solved_in_closed_form_are_solved_by_steps_too():
     torch.testing.assert_close(solve_rates(answers[None], said[None])[0], rate, atol=1e-6, rtol=0)
 
 
+def test_answers_of_several_levels_give_the_rates_of_greatest_likelihood():
+    answers = torch.tensor([[0.1, 0.05], [0.6, 0.1], [0.2, 0.25], [0.1, 0.6]], dtype=torch.float64)
+    shares = torch.tensor([0.1, 0.5, 0.2, 0.2], dtype=torch.float64)
+    first = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    told = answers @ torch.stack([first, 1 - first])  # (answer, rate)
+    likelihood = (shares[:, None] * told.log()).sum(0)
+    rate = solve_rates(answers[None], shares[None])[0]
+    assert rate[0].item() == pytest.approx(first[likelihood.argmax()].item(), abs=2e-5)
+    assert 0.1 < rate[0].item() < 0.9
+
+
 def test_enrichment_is_fishers_exact_test():
     holding, images = torch.tensor([[8, 2], [3, 9], [1, 5]]), torch.tensor([10, 12, 9])
     found = measure_enrichment(holding, images)

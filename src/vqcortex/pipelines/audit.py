@@ -20,7 +20,7 @@ from vqcortex.adapters.protocol import DECODE, Adapter
 from vqcortex.attribution.protocol import build_method
 from vqcortex.audit.carriers import Carriers, carriers_table, count_lists, find_carriers, without_shared
 from vqcortex.audit.effect import check_groups, cliffs_delta, live_codes, paired_signs
-from vqcortex.audit.rates import Rates, confusion_of, estimate_rates, reference_rates
+from vqcortex.audit.rates import Answers, Rates, estimate_rates, known_answers, reference_rates
 from vqcortex.audit.reference import published_half_delta
 from vqcortex.audit.verdict import Verdict, confounding_notes, correction_notes, judge_rates, overall, thin_notes
 from vqcortex.calibration import fit_temperature
@@ -52,7 +52,7 @@ class Learned:
         module: The extractor that tells them apart, on the model's device.
         temperature: Its calibration, > 0.
         codebook: What it reads, (k, d).
-        confusion: Held-out images by (called, truth).
+        answers: How it answers held-out images.
         sureness: Its mean probability of the likeliest group on them.
         lists: Each group's concept tokens, best first.
         reference: Rates that would be even.
@@ -62,7 +62,7 @@ class Learned:
     module: nn.Module
     temperature: float
     codebook: Float[Tensor, "k d"]
-    confusion: Int[Tensor, "c c"]
+    answers: Answers
     sureness: float
     lists: Mapping[str, Sequence[int]]
     reference: Float[Tensor, " c"]
@@ -71,6 +71,11 @@ class Learned:
     def names(self) -> tuple[str, ...]:
         """Of the groups, in order."""
         return tuple(self.groups)
+
+    @property
+    def confusion(self) -> Int[Tensor, "c c"]:
+        """Held-out images by (called, truth)."""
+        return self.answers.confusion
 
 
 @final
@@ -81,7 +86,7 @@ class Audited:
     Args:
         learned: Of the groups.
         neutral: The images audited.
-        called: The group that the extractor says each is of.
+        answers: The extractor's answer to each: the group that it names, and how sure it is of that.
         rates: The groups' shares among them.
         verdicts: One per group.
         carriers: Codes that carry the groups.
@@ -90,11 +95,16 @@ class Audited:
 
     learned: Learned
     neutral: Grids
-    called: Int[Tensor, " n"]
+    answers: Int[Tensor, " n"]
     rates: Rates
     verdicts: tuple[Verdict, ...]
     carriers: Carriers
     notes: tuple[str, ...]
+
+    @property
+    def called(self) -> Int[Tensor, " n"]:
+        """The group that the extractor says each is of."""
+        return self.answers // self.learned.answers.levels
 
     @property
     def answer(self) -> str:
@@ -147,11 +157,10 @@ def learn_groups(groups: Mapping[str, Grids], model: Adapter, settings: AuditSet
     chosen, labels = _split(groups, CHOSEN)
     temperature = fit_temperature(_logits(module, codebook, chosen, settings.batch), labels)
     held, truth = _split(groups, MEASURED)
-    logits = _logits(module, codebook, held, settings.batch) / temperature
+    probabilities = (_logits(module, codebook, held, settings.batch) / temperature).softmax(1)
     return Learned(
         groups=groups, module=module, temperature=temperature, codebook=codebook,
-        confusion=confusion_of(logits.argmax(1), truth, len(groups)),
-        sureness=float(logits.softmax(1).amax(1).mean()),
+        answers=known_answers(probabilities, truth), sureness=float(probabilities.amax(1).mean()),
         lists=_concept_lists(groups, module, codebook, settings), reference=reference,
     )  # fmt: skip
 
@@ -164,12 +173,13 @@ def audit_neutral(learned: Learned, neutral: Grids, settings: AuditSettings) -> 
     """
     check_groups({NEUTRAL: neutral.tokens, **{name: one.tokens for name, one in learned.groups.items()}})
     logits = _logits(learned.module, learned.codebook, neutral.tokens, settings.batch) / learned.temperature
-    called, c = logits.argmax(1), len(learned.groups)
-    rates = estimate_rates(learned.confusion, called.bincount(minlength=c), seed=settings.seed)
+    probabilities, known = logits.softmax(1), learned.answers.counts
+    answers = learned.answers.of(probabilities)
+    rates = estimate_rates(known, answers.bincount(minlength=len(known)), seed=settings.seed)
     grids = {name: one.tokens for name, one in learned.groups.items()}
     carriers = find_carriers(grids, neutral.tokens, live_codes(*grids.values(), neutral.tokens), learned.reference)
     verdicts = judge_rates(rates, learned.names, learned.reference, settings.tolerance, settings.audit_alpha)
-    sureness = learned.sureness, float(logits.softmax(1).amax(1).mean())
+    sureness = learned.sureness, float(probabilities.amax(1).mean())
     notes = [
         *thin_notes(learned.confusion, len(neutral), learned.names, sureness),
         *correction_notes(rates, learned.names, settings.tolerance),
@@ -177,7 +187,7 @@ def audit_neutral(learned: Learned, neutral: Grids, settings: AuditSettings) -> 
         *_list_notes(learned.lists),
     ]
     return Audited(
-        learned=learned, neutral=neutral, called=called, rates=rates, verdicts=tuple(verdicts), carriers=carriers,
+        learned=learned, neutral=neutral, answers=answers, rates=rates, verdicts=tuple(verdicts), carriers=carriers,
         notes=tuple(notes),
     )  # fmt: skip
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vqcortex.audit.rates import (
-    confusion_of,
     estimate_rates,
+    known_answers,
     reference_rates,
     skill_of,
     solve_rates,
@@ -99,6 +99,85 @@ def test_references_are_shares():
 
 
 def test_confusion_and_skill():
-    confusion = confusion_of(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), 2)
-    assert confusion.tolist() == [[1, 1], [0, 2]]
-    assert skill_of(confusion) == pytest.approx(2 / 3)
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.2, 0.8]])
+    known = known_answers(probabilities, torch.tensor([0, 1, 1, 1]))
+    assert known.levels == 1
+    assert known.counts.tolist() == known.confusion.tolist() == [[1, 1], [0, 2]]
+    assert skill_of(known.confusion) == pytest.approx(2 / 3)
+
+
+def scored(groups, centre, spread, seed):
+    """Probabilities of two groups whose log-odds lie around +-centre."""
+    noise = torch.randn(len(groups), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    odds = torch.where(groups == 0, centre, -centre) + spread * noise
+    return torch.stack([odds, -odds], 1).div(2).softmax(1)
+
+
+def test_answers_tell_sure_images_from_unsure_ones():
+    truth = torch.arange(2).repeat_interleave(100)
+    probabilities = scored(truth, 2.0, 1.5, 0)
+    known = known_answers(probabilities, truth)
+    assert known.levels == 4
+    assert known.counts.sum(0).tolist() == [100, 100]
+    called, right = known.counts.view(2, 4, 2).sum(2), known.counts.view(2, 4, 2)[[0, 1], :, [0, 1]]
+    assert (called.max(1).values - called.min(1).values <= 1).all()  # as many of each level
+    assert (right[:, 3] / called[:, 3] > right[:, 0] / called[:, 0]).all()
+    assert torch.equal(known.of(probabilities).bincount(minlength=8), known.counts.sum(1))
+    # Of every level the least sure image is surer than the surest of the level below.
+    sure, answers = probabilities.max(1).values, known.of(probabilities)
+    for named in (0, 4):
+        for level in range(named, named + 3):
+            assert sure[answers == level].max() < sure[answers == level + 1].min()
+
+
+@pytest.mark.parametrize(("images", "levels"), [(9, 1), (20, 2), (39, 3), (1000, 4)])
+def test_few_known_images_make_few_levels(images, levels):
+    truth = torch.arange(2).repeat_interleave(images)
+    assert known_answers(scored(truth, 1.0, 1.0, 0), truth).levels == levels
+
+
+def test_a_classifier_that_names_one_group_only_has_answers_for_it():
+    known = known_answers(torch.tensor([[0.9, 0.1], [0.6, 0.4]] * 10), torch.tensor([0, 1] * 10))
+    assert known.levels == 1
+    assert known.confusion.tolist() == [[10, 10], [0, 0]]
+
+
+def test_equally_sure_images_are_of_one_level():
+    sure = torch.tensor([[1 - 1e-9, 1e-9], [1e-12, 1 - 1e-12]], dtype=torch.float64).repeat(50, 1)
+    known = known_answers(sure, torch.tensor([0, 1] * 50))
+    assert (known.counts.sum(1) > 0).sum() == 2
+
+
+def levels_of(seed, one_level, clear=0.0):
+    """A rate of 0.65 among 300 images, by 150 known ones of each group; `clear` moves the images at hand apart."""
+    truth = torch.arange(2).repeat_interleave(150)
+    here = (torch.rand(300, generator=torch.Generator().manual_seed(seed)) >= 0.65).long()
+    known = known_answers(scored(truth, 1.6, 1.4, seed + 1000), truth)
+    answered = known.of(scored(here, 1.6 + clear, 1.4, seed + 2000)).bincount(minlength=len(known.counts))
+    if one_level:
+        return estimate_rates(known.confusion, answered.view(2, -1).sum(1), seed=seed)
+    return estimate_rates(known.counts, answered, seed=seed)
+
+
+def test_levels_narrow_the_interval_and_it_holds_the_truth_as_often():
+    fine, coarse = ([levels_of(seed, one) for seed in range(100)] for one in (False, True))
+    hits = sum(one.low[0].item() <= 0.65 <= one.high[0].item() for one in fine)
+    assert 90 <= hits <= 100
+    widths = [sum((one.high - one.low)[0].item() for one in some) for some in (fine, coarse)]
+    assert widths[0] < 0.95 * widths[1]
+    assert fine[0].said.tolist() == pytest.approx(coarse[0].said.tolist())
+
+
+def test_clearer_images_than_the_known_ones_are_corrected_less_with_levels():
+    fine, coarse = (
+        sum(levels_of(seed, one, clear=1.5).rate[0].item() - 0.65 for seed in range(40)) / 40 for one in (False, True)
+    )
+    assert coarse > 0.03
+    assert abs(fine) < 0.6 * coarse
+
+
+def test_an_answer_that_no_known_image_got_tells_nothing():
+    known = torch.tensor([[0, 0], [50, 0], [0, 50], [0, 0]])
+    found = estimate_rates(known, torch.tensor([500, 30, 10, 0]))
+    assert found.rate.tolist() == pytest.approx([0.75, 0.25])
+    assert found.said.tolist() == pytest.approx([530 / 540, 10 / 540])
