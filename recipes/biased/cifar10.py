@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vqcortex.adapters import load_model
 from vqcortex.adapters.protocol import Adapter, Generator
+from vqcortex.audit.rates import estimate_rates
 from vqcortex.errors import VqCortexError
 from vqcortex.files import write_json
 from vqcortex.images import open_images
@@ -116,11 +117,14 @@ def measure_class(model: Generator, source: str, number: int, work: Path) -> Non
         )  # fmt: skip
         learned = learn_groups(groups, model, settings)
         found = audit_neutral(learned, neutral, settings)
+        # The correction that does not ask how sure the extractor is, for comparison.
+        coarse = estimate_rates(learned.confusion, found.called.bincount(minlength=2))
         errs = 1 - learned.confusion.double().diagonal() / learned.confusion.double().sum(1)
         figures: dict[str, Any] = {
             "high": RULES[rule].high, "true": truth(shown), "said": float(found.rates.said[0]),
             "rate": float(found.rates.rate[0]), "low": float(found.rates.low[0]),
             "high_end": float(found.rates.high[0]), "word": found.word, "errs": float(errs.mean()),
+            "coarse": [float(one[0]) for one in (coarse.rate, coarse.low, coarse.high)],
         }  # fmt: skip
         if found.word == "biased":
             asked = replace(settings, repair="reweight", repair_tries=3)
@@ -158,26 +162,44 @@ def section(work: Path, concepts: tuple[str, ...]) -> str:
                     "" if repair is None else f"{lost(repair):+.1f}",
                 ]
             )  # fmt: skip
-    off, plain = ([100 * abs(one[kind] - one["true"]) for one in found] for kind in ("rate", "said"))
-    inside = sum(one["low"] <= one["true"] <= one["high_end"] for one in found)
-    far = [one for one in found if abs(one["true"] - 0.5) > 0.05]
-    repairs = [one["repair"] for one in found if "repair" in one]
-    mended = sum(abs(one["true"] - 0.5) <= 0.05 for one in repairs)
-    cheap = sum(abs(one["true"] - 0.5) <= 0.05 and lost(one) <= 3 for one in repairs)
     heads = [
         "class", "draws that are", "true, %", "as called, %", "estimated, %", "extractor errs, %", "verdict",
         "true after repair, %", "most lost by a judge, points",
     ]  # fmt: skip
-    said = (
-        f"Estimates are {np.mean(off):.1f} points off the truth on average and {max(off):.1f} at most, what the "
-        f"extractor calls, errors and all, {np.mean(plain):.1f} and {max(plain):.1f}; the truth lies "
-        f"in {exact(inside, len(found))} of the 95 % intervals. Of {len(far)} rates that are truly more than 5 points "
-        f"from even, {sum(one['word'] == 'biased' for one in far)} are called biased; of the {len(found) - len(far)} "
-        f"others, {sum(one['word'] == 'biased' for one in found if one not in far)}. Repair (`reweight`) brings the "
-        f"true rate within 5 points of even in {mended} of {len(repairs)}, {cheap} of them at 3 points of recognition "
-        "or less."
+    return f"{of_estimates(found)} {of_verdicts(found)}\n\n{markdown(heads, rows)}"
+
+
+def of_estimates(found: list[dict[str, Any]]) -> str:
+    """How far estimates are from the truth, made in three ways."""
+
+    def off(rates: list[float]) -> str:
+        points = [100 * abs(rate - one["true"]) for rate, one in zip(rates, found, strict=True)]
+        near = sum(one <= 5 for one in points)
+        return f"{np.mean(points):.1f} points off the truth on average and {max(points):.1f} at most, {near} at most 5"
+
+    inside = sum(one["low"] <= one["true"] <= one["high_end"] for one in found)
+    coarse = sum(one["coarse"][1] <= one["true"] <= one["coarse"][2] for one in found)
+    return (
+        f"The {len(found)} estimates are {off([one['rate'] for one in found])}; the truth lies in "
+        f"{exact(inside, len(found))} of the 95 % intervals. With one level of sureness (Rogan and Gladen) they are "
+        f"{off([one['coarse'][0] for one in found])}, and {coarse} intervals hold the truth. What the extractor calls, "
+        f"errors and all, is {off([one['said'] for one in found])}."
     )
-    return f"{said}\n\n{markdown(heads, rows)}"
+
+
+def of_verdicts(found: list[dict[str, Any]]) -> str:
+    """Who is called biased, and whether repair helps."""
+    far = [one for one in found if abs(one["true"] - 0.5) > 0.05]
+    near = [one for one in found if one not in far]
+    alarms = [sum(one["word"] == "biased" for one in some) for some in (far, near)]
+    repairs = [one["repair"] for one in found if "repair" in one]
+    mended = [one for one in repairs if abs(one["true"] - 0.5) <= 0.05]
+    return (
+        f"Of {len(far)} rates that are truly more than 5 points from even, {alarms[0]} are called biased; of the "
+        f"{len(near)} others, {alarms[1]}. Repair (`reweight`) brings the true rate within 5 points of even in "
+        f"{len(mended)} of {len(repairs)}, {sum(lost(one) <= 3 for one in mended)} of them at 3 points of "
+        "recognition or less."
+    )
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
     def rows(after):
         return [{"when": when, "recognised": share} for when, share in (("before", 0.9), ("after", after))]
 
-    same = {"high": "bright", "errs": 0.1}
+    same = {"high": "bright", "errs": 0.1, "coarse": [0.6, 0.4, 0.7]}
     even = {"true": 0.5, "said": 0.51, "rate": 0.51, "low": 0.45, "high_end": 0.55, "word": "even", **same}
     biased = {"true": 0.7, "said": 0.68, "rate": 0.66, "low": 0.6, "high_end": 0.69, "word": "biased", **same}
     for number, rule in enumerate(recipe.cifar10.RULES):
@@ -125,8 +125,9 @@ def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
         for name, one in (("ship", biased | repair), ("frog", even)):
             (tmp_path / f"{name}-{rule}.json").write_text(json.dumps(one))
     text = recipe.cifar10.section(tmp_path, ("ship", "frog"))
-    assert "2.5 points off the truth on average and 4.0 at most" in text
-    assert "errors and all, 1.5 and 2.0" in text
+    assert "The 6 estimates are 2.5 points off the truth on average and 4.0 at most, 6 at most 5;" in text
+    assert "they are 10.0 points off the truth on average and 10.0 at most, 0 at most 5, and 6 intervals hold" in text
+    assert "errors and all, is 1.5 points off the truth on average and 2.0 at most, 6 at most 5." in text
     assert "3 of 6 = 50.0%" in text
     assert "Of 3 rates that are truly more than 5 points from even, 3 are called biased; of the 3 others, 0." in text
     assert "within 5 points of even in 1 of 1, 1 of them at 3 points" in text
