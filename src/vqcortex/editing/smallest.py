@@ -120,9 +120,12 @@ class Smallest:
         with torch.no_grad():
             for before, some, inside in zip(task.tokens, grids, task.inside, strict=True):
                 outside = ~inside
+                if not outside.any():  # a whole grid: there is nothing to decode for
+                    found.append(torch.zeros(len(some), dtype=torch.bool, device=some.device))
+                    continue
                 shown = means.decode(embed(torch.cat([before[None], some]), means.codebook))
                 away = (shown[1:] - shown[:1]).abs().mean(1)[:, outside]
-                found.append(away.mean(1) > self.budget if outside.any() else torch.zeros_like(some[:, 0, 0]).bool())
+                found.append(away.mean(1) > self.budget)
         return torch.stack(found)
 
     def _step(self, task: Task, found: Tensor, value: Tensor, means: Means) -> tuple[Tensor, Tensor]:
