@@ -27,10 +27,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vqcortex.adapters.family import Spec, expanded
+from vqcortex.adapters.first_stage import OverFirstStage
 from vqcortex.adapters.net2net import real_option, whole_option
 from vqcortex.adapters.network import NetworkAdapter, exact_kernels, identity_of
 from vqcortex.adapters.prior import Sampling, draw
-from vqcortex.adapters.protocol import GENERATE, Level
+from vqcortex.adapters.protocol import GENERATE
 from vqcortex.adapters.taming import numbers_under
 from vqcortex.checkpoints import fill, read_checkpoint, shape_of, state_dict_of
 from vqcortex.errors import ConfigError, DataError, MissingExtra, ModelError
@@ -63,7 +64,7 @@ class _Package:
 
 
 @final
-class DalleMiniModel:
+class DalleMiniModel(OverFirstStage):
     """min-dalle's decoder of images with the transformer that draws their tokens.
 
     Args:
@@ -94,7 +95,8 @@ class DalleMiniModel:
         guidance: float,
         facts: str,
     ) -> None:
-        self.name, self.first, self.networks, self.recognised = name, first, networks, first.recognised
+        super().__init__(first)
+        self.name, self.networks = name, networks
         self.sampling, self.guidance = sampling, guidance
         self.concepts: tuple[str, ...] = tuple(prompts)
         self._prompts = tuple(prompts.values())
@@ -124,18 +126,6 @@ class DalleMiniModel:
         return self._identity
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self.first.grid
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.first.size
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return self.first.levels
-
-    @property
     def abilities(self) -> frozenset[str]:
         return self.first.abilities | {GENERATE}
 
@@ -143,39 +133,6 @@ class DalleMiniModel:
     def module(self) -> nn.Module:
         """All networks."""
         return nn.ModuleDict({"first": self.first.module, "networks": self.networks}).eval()
-
-    @property
-    def k(self) -> int:
-        return self.first.k
-
-    @property
-    def d(self) -> int:
-        return self.first.d
-
-    @property
-    def codebook(self) -> Float[Tensor, "k d"]:
-        return self.first.codebook
-
-    @property
-    def device(self) -> torch.device:
-        return self.first.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number type its networks compute in."""
-        return self.first.dtype
-
-    def encode(self, pixels: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
-        return self.first.encode(pixels)
-
-    def embed(self, tokens: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        return self.first.embed(tokens)
-
-    def nearest(self, embedded: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
-        return self.first.nearest(embedded)
-
-    def decode(self, embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
-        return self.first.decode(embedded)
 
     def to(self, device: str) -> DalleMiniModel:
         self.first.to(device)

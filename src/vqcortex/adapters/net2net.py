@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqcortex.adapters.family import Family, Files, Spec, expanded
+from vqcortex.adapters.first_stage import OverFirstStage
 from vqcortex.adapters.network import NetworkAdapter, identity_of
 from vqcortex.adapters.prior import Sampling, draw, guided
-from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter, Level
+from vqcortex.adapters.protocol import DECODE, ENCODE, GENERATE, LOGITS, Adapter
 from vqcortex.adapters.steering import FixedBias, Steering, Steerings
 from vqcortex.adapters.taming import (
     FIRST_STAGE,
@@ -192,7 +193,7 @@ class Transformer(nn.Module):
 
 
 @final
-class Net2NetModel:
+class Net2NetModel(OverFirstStage):
     """A VQGAN and its transformer behind the adapter protocol.
 
     Args:
@@ -218,8 +219,8 @@ class Net2NetModel:
         order: Int[Tensor, " n"] | None = None,
         used: Int[Tensor, " u"] | None = None,
     ) -> None:
-        self.first, self.transformer, self.sampling = first, transformer.eval().requires_grad_(False), sampling
-        self.name, self.recognised = first.name, first.recognised
+        super().__init__(first)
+        self.name, self.transformer, self.sampling = first.name, transformer.eval().requires_grad_(False), sampling
         self._order, self._used = order, used
         self._refusal = condition.refusal or self._misfit()
         self._condition = torch.tensor(condition.tokens, dtype=torch.long)
@@ -269,23 +270,6 @@ class Net2NetModel:
         return self._identity
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self.first.grid
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.first.size
-
-    @property
-    def stride(self) -> int | None:
-        """Pixels per token side."""
-        return self.first.stride
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return self.first.levels
-
-    @property
     def abilities(self) -> frozenset[str]:
         return self.first.abilities if self._refusal else self.first.abilities | {GENERATE}
 
@@ -293,43 +277,6 @@ class Net2NetModel:
     def module(self) -> nn.Module:
         """Both networks."""
         return nn.ModuleDict({"first_stage": self.first.module, "transformer": self.transformer}).eval()
-
-    @property
-    def k(self) -> int:
-        return self.first.k
-
-    @property
-    def d(self) -> int:
-        return self.first.d
-
-    @property
-    def codebook(self) -> Float[Tensor, "k d"]:
-        return self.first.codebook
-
-    @property
-    def device(self) -> torch.device:
-        return self.first.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number type its networks compute in."""
-        return self.first.dtype
-
-    def encode(self, pixels: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b h w"]:
-        return self.first.encode(pixels)
-
-    def logits(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
-        """As `NetworkAdapter.logits`, of the first stage."""
-        return self.first.logits(pixels)
-
-    def embed(self, tokens: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        return self.first.embed(tokens)
-
-    def nearest(self, embedded: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
-        return self.first.nearest(embedded)
-
-    def decode(self, embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
-        return self.first.decode(embedded)
 
     def to(self, device: str) -> Net2NetModel:
         self.first.to(device)
