@@ -128,6 +128,15 @@ def test_a_leak_budget_forbids_what_shows_outside():
     assert not (bound != tokens)[:, 1:].any()
 
 
+def test_a_whole_grid_leaks_nowhere_and_is_not_decoded_for_it():
+    def decode(_):
+        raise AssertionError("decoded")
+
+    everywhere = task_of(cells(5), inside=torch.ones(1, 16, 16, dtype=torch.bool))
+    found = Smallest(sureness=2.0, budget=0.0)(everywhere, means_of(decode=decode))
+    assert torch.equal(found, Smallest(sureness=2.0)(everywhere, means_of()))
+
+
 def test_a_lead_over_all_others_is_asked_of_every_other_concept():
     lead = leads(
         [Share()], TOY.embed(cells(6, BLUE, others=WHITE)), torch.tensor([RED]), torch.tensor([BLUE]), "others"
