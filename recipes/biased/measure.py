@@ -122,13 +122,13 @@ def measure_null(attribute: Attribute, learned: Learned, model: ZooModel, data: 
     both = torch.stack([encoded(model, pictures), encoded(model, attribute.paint(pictures))])
     settings = settings_for(attribute)
     answers = torch.stack([audit_answers(learned, one, settings) for one in both])
+    known = learned.answers.counts
     alarms = {tolerance: 0 for tolerance in (0.0, settings.tolerance)}
     codes = 0
     for number in range(NULL_SETS):
         source = generator_for(number, attribute.name, "null")
         rows = torch.randperm(NULL_POOL, generator=source)[:NULL_IMAGES]
         coin = torch.randint(2, (NULL_IMAGES,), generator=source)
-        known = learned.answers.counts
         rates = estimate_rates(known, answers[coin, rows].bincount(minlength=len(known)), seed=number)
         for tolerance in alarms:
             far = abs(float(rates.rate[0]) - 0.5) > tolerance

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from vqcortex.errors import ConfigError
+from vqcortex.errors import ConfigError, ShapeError
 from vqcortex.files import hash_of_bytes
 
 SMOOTH = 0.5  # images added to every count: what was never seen gets no infinite bias
@@ -68,17 +68,34 @@ class GroupSteering:
     they come, as far as x tells. Where an image is decided, all codes get the same bias, which then cancels.
 
     Args:
-        evidence: Log-frequency of every code at every position in each group's images.
+        evidence: Log-frequency of every code at every position in each group's images, (c, k, h, w).
         before: How much the evidence of what was drawn before counts at each place, at least 0: codes that stand side
-            by side say the same thing many times over, and their evidence adds up as if they did not.
-        rates: How often each group comes without a push, summing to 1.
-        weight: Of each group, in nats.
+            by side say the same thing many times over, and their evidence adds up as if they did not; (h, w).
+        rates: How often each group comes without a push, summing to 1, (c,).
+        weight: Of each group, in nats, (c,).
+
+    Raises:
+        ShapeError: The four do not fit together.
+        ConfigError: One of them holds NaN or infinity.
     """
 
-    evidence: Float[Tensor, "c k h w"]
-    before: Float[Tensor, "h w"]
-    rates: Float[Tensor, " c"]
-    weight: Float[Tensor, " c"]
+    evidence: Tensor
+    before: Tensor
+    rates: Tensor
+    weight: Tensor
+
+    def __post_init__(self) -> None:
+        held = {"evidence": self.evidence, "before": self.before, "rates": self.rates, "weight": self.weight}
+        c, *cells = self.evidence.shape if self.evidence.ndim == 4 else (0,)
+        if self.evidence.ndim != 4 or any(
+            tuple(one.shape) != wanted
+            for one, wanted in ((self.before, tuple(cells[1:])), (self.rates, (c,)), (self.weight, (c,)))
+        ):
+            shapes = ", ".join(f"{name} {tuple(one.shape)}" for name, one in held.items())
+            raise ShapeError(f"{shapes} do not fit; give evidence (c, k, h, w), before (h, w), rates and weight (c,)")
+        for name, one in held.items():
+            if not one.isfinite().all():
+                raise ConfigError(f"{name} of a steering holds NaN or infinity; make it of finite numbers")
 
     @property
     def identity(self) -> str:

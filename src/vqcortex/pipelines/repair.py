@@ -25,7 +25,7 @@ from vqcortex.audit.repair import (
     group_steering,
     suppressing_bias,
 )
-from vqcortex.errors import ConfigError, ModelError
+from vqcortex.errors import ConfigError, ModelError, ShapeError
 from vqcortex.files import write_bytes
 from vqcortex.judges import CalibratedJudge
 from vqcortex.judges.features import features_of
@@ -164,10 +164,13 @@ def load_steering(path: str | Path) -> GroupSteering | FixedBias:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"repair {str(path)!r} cannot be read ({error}); make it again") from error
-    if set(tensors) == {"table"}:
-        return FixedBias(tensors["table"])
-    if set(tensors) == set(GROUPED):
-        return GroupSteering(**tensors)
+    try:
+        if set(tensors) == {"table"}:
+            return FixedBias(tensors["table"])
+        if set(tensors) == set(GROUPED):
+            return GroupSteering(**tensors)
+    except (ShapeError, ConfigError) as error:
+        raise ModelError(f"{str(path)!r} is no repair: {error}; name repair.safetensors of an audit") from error
     names = ", ".join(sorted(tensors)) or "nothing"
     raise ModelError(f"{str(path)!r} is no repair: it holds {names}; name repair.safetensors of an audit")
 

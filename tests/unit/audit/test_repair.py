@@ -1,6 +1,7 @@
 """The bias does what its formula promises where one position decides, and its strength is found where it does not."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from vqcortex.audit.repair import (
     group_steering,
     suppressing_bias,
 )
-from vqcortex.errors import ConfigError
+from vqcortex.errors import ConfigError, ShapeError
 
 EVEN = torch.tensor([0.5, 0.5], dtype=torch.float64)
 
@@ -102,6 +103,15 @@ def test_strength_scales_the_weights_and_identity_follows():
     assert half.identity != steering.identity == steering.at(1).identity
     nothing = steering.at(0).bias(torch.tensor([[1]]), torch.tensor([0]), 1)
     torch.testing.assert_close(nothing, torch.zeros(1, 5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_parts_of_a_steering_that_do_not_fit_are_refused():
+    whole = group_steering(chain_of(), 5, EVEN, EVEN)
+    for part, wrong in (("evidence", whole.evidence[0]), ("before", whole.before[0]), ("rates", torch.ones(3))):
+        with pytest.raises(ShapeError, match=r"do not fit; give evidence \(c, k, h, w\)"):
+            replace(whole, **{part: wrong})
+    with pytest.raises(ConfigError, match="weight of a steering holds NaN"):
+        replace(whole, weight=torch.full((2,), torch.nan))
 
 
 def test_a_group_that_never_comes_is_pushed_no_further_than_one_in_a_thousand():

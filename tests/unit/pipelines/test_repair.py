@@ -86,6 +86,13 @@ def test_what_is_no_repair_is_refused(tmp_path):
     save_file({"weights": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match="is no repair: it holds weights"):
         load_steering(path)
+    save_file({"table": torch.zeros(3, 4)}, path)
+    with pytest.raises(ModelError, match=r"is no repair: a code bias has shape \(3, 4\)"):
+        load_steering(path)
+    parts = {"evidence": torch.zeros(2, 3, 4, 4), "before": torch.zeros(2), "rates": torch.ones(2)}
+    save_file({**parts, "weight": torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match=r"is no repair: evidence \(2, 3, 4, 4\), before \(2,\)"):
+        load_steering(path)
 
 
 def test_suppressing_forbids_the_code_that_carries_it(found):
