@@ -16,7 +16,7 @@ from vqcortex.adapters import load_model
 from vqcortex.adapters.zoo import ZooModel
 
 FOLDER = Path(__file__).parents[2] / "recipes/biased"
-FILES = ("loop", "attributes", "pixels", "make", "measure", "worlds", "results", "cifar10")
+FILES = ("loop", "attributes", "pixels", "make", "measure", "worlds", "results", "cifar10", "levels")
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +132,10 @@ def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
     assert "Of 3 rates that are truly more than 5 points from even, 3 are called biased; of the 3 others, 0." in text
     assert "within 5 points of even in 1 of 1, 1 of them at 3 points" in text
     assert "| ship | bright | 70.0 | 68.0 | 66.0 [60.0, 69.0] | 10.0 | biased | 52.0 | +1.0 |" in text
+
+
+def test_simulated_audits_of_an_extractor_that_hardly_errs_find_the_rate(recipe):
+    for both in recipe.levels.simulated(0.9, 60, 300, 6.0, runs=5):
+        for one in both:
+            assert one.rate[0].item() == pytest.approx(0.9, abs=0.06)
+            assert one.low[0] < one.rate[0] < one.high[0]

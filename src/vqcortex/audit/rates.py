@@ -7,7 +7,9 @@ levels: images that it is sure of hardly need a correction, the others do. With 
 correction of Rogan and Gladen, kept within 0 and 1.
 
 It rests on one assumption: within a group, the images at hand look to the classifier as the known ones did. Levels make
-it matter less, since clear cases are compared with clear cases.
+it matter less, since clear cases are compared with clear cases. Their price: M has more entries to learn, and where a
+group hardly comes and the classifier errs often, images in entries that few known ones filled are taken for that group,
+and the interval holds the truth less often than it says (docs/audit.md).
 
 Source:
     Rogan and Gladen 1978, American Journal of Epidemiology 107, 71-76; Lipton et al. 2018, arXiv:1802.03916 (several
