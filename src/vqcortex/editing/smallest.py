@@ -86,10 +86,7 @@ class Smallest:
         return self._taken_back(task, found, value, means)
 
     def values(self, task: Task, grids: Int[Tensor, "b x h w"], means: Means) -> Float[Tensor, "b x"]:
-        """What x grids of each image are worth: mean lead over the choosers, each at most its sureness, in nats.
-
-        Minus infinity where a grid leaks more than the budget.
-        """
+        """What x grids of each image are worth: mean lead over the choosers, each at most its sureness, in nats."""
         images, each = grids.shape[:2]
         flat = grids.flatten(0, 1)
         source, target = (one.repeat_interleave(each) for one in (task.source, task.target))
@@ -99,34 +96,55 @@ class Smallest:
                 self._content(means, embed(flat[some], means.codebook), source[some], target[some])
                 for some in rows.split(AT_ONCE)
             ]
-        value = torch.cat(parts).view(images, each)
-        return value if self.budget is None else value.masked_fill(self._leaks(task, grids, means), -torch.inf)
+        return torch.cat(parts).view(images, each)
 
     def _is_content(self, value: Tensor) -> Bool[Tensor, " b"]:
         """Whether every chooser is sure: only then is the mean of what counts as large as it can be."""
-        return value >= self.sureness - 10**-DIGITS
+        return value >= self._content_with
+
+    @property
+    def _content_with(self) -> float:
+        return self.sureness - 10**-DIGITS
 
     def _content(self, means: Means, embedded: Tensor, source: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         lead = leads(means.choosers, embedded, source, target, self.over)
         return lead.clamp(max=self.sureness).mean(0)
 
-    def _leaks(self, task: Task, grids: Int[Tensor, "b x h w"], means: Means) -> Bool[Tensor, "b x"]:
+    def _best(
+        self, task: Task, grids: Int[Tensor, "b x h w"], worth: Float[Tensor, "b x"], least: Tensor, means: Means
+    ) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
+        """The best grid of each image that keeps the budget, and its worth: minus infinity if none is worth `least`.
+
+        Decoding is dear, so that it is asked of the best first, and of ever more of the others only where that leaks.
+        """
+        order = worth.round(decimals=DIGITS).sort(dim=1, descending=True, stable=True).indices
+        worth, each = worth.gather(1, order), torch.arange(len(grids), device=grids.device)
+        enough = worth >= least[:, None]
+        keeps = enough.clone() if self.budget is None else torch.zeros_like(enough)
+        rows, done, number = each[~keeps.any(1)], 0, 1
+        while (asked := enough[rows, done : done + number]).any():
+            row, place = asked.nonzero(as_tuple=True)
+            row, place = rows[row], place + done
+            keeps[row, place] = ~self._leaks(task.take(row.tolist()), grids[row, order[row, place]], means)
+            rows, done, number = rows[~keeps[rows].any(1)], done + number, MORE * number
+        best = keeps.int().argmax(1)
+        return order[each, best], worth[each, best].where(keeps.any(1), -torch.inf)
+
+    def _leaks(self, task: Task, grids: Int[Tensor, "b h w"], means: Means) -> Bool[Tensor, " b"]:
         """Whether a grid changes the pixels outside by more than the budget."""
         assert self.budget is not None
         assert means.decode is not None
+        found = torch.zeros(len(grids), dtype=torch.bool, device=grids.device)
         if task.inside is None:
-            return torch.zeros(grids.shape[:2], dtype=torch.bool, device=grids.device)
-        found = []
-        with torch.no_grad():
-            for before, some, inside in zip(task.tokens, grids, task.inside, strict=True):
-                outside = ~inside
-                if not outside.any():  # a whole grid: there is nothing to decode for
-                    found.append(torch.zeros(len(some), dtype=torch.bool, device=some.device))
-                    continue
-                shown = means.decode(embed(torch.cat([before[None], some]), means.codebook))
-                away = (shown[1:] - shown[:1]).abs().mean(1)[:, outside]
-                found.append(away.mean(1) > self.budget)
-        return torch.stack(found)
+            return found
+        outside = ~task.inside
+        rows = outside.flatten(1).any(1).nonzero()[:, 0]  # of a whole grid there is nothing to decode for
+        for some in rows.split(AT_ONCE // 2) if len(rows) else ():
+            with torch.no_grad():
+                shown = means.decode(embed(torch.cat([task.tokens[some], grids[some]]), means.codebook))
+            away = (shown[len(some) :] - shown[: len(some)]).abs().mean(1) * outside[some]
+            found[some] = away.sum((1, 2)) / outside[some].sum((1, 2)) > self.budget
+        return found
 
     def _step(self, task: Task, found: Tensor, value: Tensor, means: Means) -> tuple[Tensor, Tensor]:
         """The best verified swap of each image, where it helps."""
@@ -142,12 +160,11 @@ class Smallest:
         place, code = self.promising(task, found, means, count)
         tried = found[:, None].repeat(1, place.shape[1], 1, 1).flatten(2)
         tried = tried.scatter_(2, place[..., None], code[..., None]).view(len(found), -1, *found.shape[1:])
-        worth = self.values(task, tried, means)
-        best = worth.round(decimals=DIGITS).argmax(1)
-        each = torch.arange(len(found), device=found.device)
-        gains = worth[each, best] > value + 10**-DIGITS
+        least = value + 10**-DIGITS
+        best, worth = self._best(task, tried, self.values(task, tried, means), least, means)
+        gains, each = worth > least, torch.arange(len(found), device=found.device)
         chosen = torch.where(gains[:, None, None], tried[each, best], found)
-        return chosen, torch.where(gains, worth[each, best], value)
+        return chosen, torch.where(gains, worth, value)
 
     def promising(
         self, task: Task, found: Tensor, means: Means, count: int
@@ -205,16 +222,12 @@ class Smallest:
             if not most:
                 break
             place = changed.int().topk(most, dim=1, sorted=True).indices.sort(1).values
-            back = torch.where(eye[place], before[:, None], flat[:, None])  # (b, x, h*w)
-            worth = self.values(part, back.unflatten(2, found.shape[1:]), means)
-            worth = worth.masked_fill(~changed.gather(1, place), -torch.inf)
-            best = worth.round(decimals=DIGITS).argmax(1)
-            each = torch.arange(len(rows), device=flat.device)
-            kept = self._is_content(worth[each, best])
-            found[[row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]] = back[each, best][
-                kept
-            ].unflatten(1, found.shape[1:])
+            back = torch.where(eye[place], before[:, None], flat[:, None]).unflatten(2, found.shape[1:])
+            worth = self.values(part, back, means).masked_fill(~changed.gather(1, place), -torch.inf)
+            best, worth = self._best(part, back, worth, torch.full_like(worth[:, 0], self._content_with), means)
+            kept, each = self._is_content(worth), torch.arange(len(rows), device=flat.device)
             rows = [row for row, is_kept in zip(rows, kept.tolist(), strict=True) if is_kept]
+            found[rows] = back[each, best][kept]
         return found
 
 

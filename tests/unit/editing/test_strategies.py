@@ -137,6 +137,41 @@ def test_a_whole_grid_leaks_nowhere_and_is_not_decoded_for_it():
     assert torch.equal(found, Smallest(sureness=2.0)(everywhere, means_of()))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_leak_is_asked_of_the_best_first_and_changes_no_edit(seed):
+    rng = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    chooser = nn.Sequential(nn.Flatten(), nn.Linear(TOY.codebook.shape[1] * 16, 16), nn.Tanh(), nn.Linear(16, 8))
+    inside = torch.zeros(3, 16, 16, dtype=torch.bool)
+    inside[0, :8], inside[1] = True, True
+    task = task_of(torch.randint(8, (3, 4, 4), generator=rng), inside=inside)
+    budget, decoded = 0.05, []
+
+    def decode(embedded):
+        decoded.append(len(embedded))
+        return TOY.decode(embedded)
+
+    means = means_of(choosers=(chooser.requires_grad_(False),), decode=decode)
+
+    class Eager(Smallest):
+        """Every candidate is decoded, and none that leaks is worth anything."""
+
+        def values(self, task, grids, means):
+            worth = super().values(task, grids, means)
+            for place in range(grids.shape[1]):
+                leaks = super()._leaks(task, grids[:, place], means)
+                worth[:, place] = worth[:, place].masked_fill(leaks, -torch.inf)
+            return worth
+
+    lazy = Smallest(sureness=3.0, budget=budget, candidates=16)(task, means)
+    few, _ = sum(decoded), decoded.clear()
+    assert torch.equal(lazy, Eager(sureness=3.0, budget=budget, candidates=16)(task, means))
+    assert few < sum(decoded)
+    unbound = Smallest(sureness=3.0, candidates=16)(task, means)
+    assert not torch.equal(lazy, unbound)
+    assert torch.equal(lazy[1], unbound[1])
+
+
 def test_a_lead_over_all_others_is_asked_of_every_other_concept():
     lead = leads(
         [Share()], TOY.embed(cells(6, BLUE, others=WHITE)), torch.tensor([RED]), torch.tensor([BLUE]), "others"
