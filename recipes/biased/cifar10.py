@@ -25,6 +25,7 @@ from torch import Tensor
 from vqcortex.adapters import load_model
 from vqcortex.adapters.protocol import Adapter, Generator
 from vqcortex.audit.rates import estimate_rates
+from vqcortex.audit.verdict import UNLIKE
 from vqcortex.errors import VqCortexError
 from vqcortex.files import write_json
 from vqcortex.images import open_images
@@ -119,12 +120,14 @@ def measure_class(model: Generator, source: str, number: int, work: Path) -> Non
         found = audit_neutral(learned, neutral, settings)
         # The correction that does not ask how sure the extractor is, for comparison.
         coarse = estimate_rates(learned.confusion, found.called.bincount(minlength=2))
+        times, p = found.rates.misfit()
         errs = 1 - learned.confusion.double().diagonal() / learned.confusion.double().sum(1)
         figures: dict[str, Any] = {
             "high": RULES[rule].high, "true": truth(shown), "said": float(found.rates.said[0]),
             "rate": float(found.rates.rate[0]), "low": float(found.rates.low[0]),
             "high_end": float(found.rates.high[0]), "word": found.word, "errs": float(errs.mean()),
             "coarse": [float(one[0]) for one in (coarse.rate, coarse.low, coarse.high)],
+            "misfit": [times, p], "wide": list(found.rates.ends(0, 0.95, dispersion=max(1.0, times))),
         }  # fmt: skip
         if found.word == "biased":
             asked = replace(settings, repair="reweight", repair_tries=3)
@@ -179,11 +182,16 @@ def of_estimates(found: list[dict[str, Any]]) -> str:
 
     inside = sum(one["low"] <= one["true"] <= one["high_end"] for one in found)
     coarse = sum(one["coarse"][1] <= one["true"] <= one["coarse"][2] for one in found)
+    unlike = [one for one in found if one["misfit"][1] <= UNLIKE]
+    wide = sum(one["wide"][0] <= one["true"] <= one["wide"][1] for one in unlike)
+    narrow = sum(one["low"] <= one["true"] <= one["high_end"] for one in unlike)
     return (
         f"The {len(found)} estimates are {off([one['rate'] for one in found])}; the truth lies in "
         f"{exact(inside, len(found))} of the 95 % intervals. With one level of sureness (Rogan and Gladen) they are "
         f"{off([one['coarse'][0] for one in found])}, and {coarse} intervals hold the truth. What the extractor calls, "
-        f"errors and all, is {off([one['said'] for one in found])}."
+        f"errors and all, is {off([one['said'] for one in found])}. In {len(unlike)} "
+        f"of {len(found)} audits the answers are no mixture of those to known images (p at most {UNLIKE:g}) and a note "
+        f"says so: the interval holds the truth in {narrow} of them, the wider one of the note in {wide}."
     )
 
 

@@ -1,4 +1,4 @@
-"""How often an audit's intervals hold the truth, with levels of sureness and without, by simulation; takes a minute.
+"""How often an audit's intervals hold the truth, with levels of sureness and without, by simulation; takes ten minutes.
 
     python recipes/biased/levels.py
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from vqcortex.audit.rates import Rates, estimate_rates, known_answers
 
 RUNS, DRAWS, SPREAD = 150, 400, 1.4
-RATES, SIZES, CENTRES = (1.0, 0.97, 0.9), ((60, 300), (200, 1000)), (1.6, 4.0)
+RATES, SIZES, CENTRES = (1.0, 0.97, 0.9, 0.5), ((60, 300), (200, 1000)), (1.6, 4.0)
 
 
 def scored(groups: Tensor, centre: float, source: torch.Generator) -> Tensor:

@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.stats import fisher_exact, norm
 
 from vqcortex.audit.carriers import find_carriers
 from vqcortex.audit.cost import diversity, frechet_distance
 from vqcortex.audit.effect import cliffs_delta, compare_histograms, count_histogram, live_codes
-from vqcortex.audit.rates import solve_rates
+from vqcortex.audit.rates import estimate_rates, solve_rates
 from vqcortex.audit.repair import GroupSteering, code_frequency, evidence_kept
 from vqcortex.audit.shortcuts import measure_enrichment
 
@@ -65,24 +67,47 @@ def test_an_excess_is_the_share_less_what_the_groups_would_give():
         assert found.neutral[place].item() == pytest.approx(sum(code in g.flatten().tolist() for g in neutral) / 40)
 
 
-def test_two_groups_solved_in_closed_form_are_solved_by_steps_too():
+def test_two_groups_without_levels_are_rogans_and_gladens():
     answers = torch.tensor([[0.8, 0.1], [0.2, 0.9]], dtype=torch.float64)
-    said = torch.tensor([0.31, 0.69], dtype=torch.float64)
-    rate = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    for _ in range(3000):
-        rate = rate * (answers.T @ (said / (answers @ rate)))
-    torch.testing.assert_close(solve_rates(answers[None], said[None])[0], rate, atol=1e-6, rtol=0)
+    said = torch.tensor([[0.31, 0.69], [0.05, 0.95], [0.85, 0.15]], dtype=torch.float64)
+    wanted = [min(1, max(0, (one - 0.1) / (0.8 - 0.1))) for one in said[:, 0].tolist()]
+    assert solve_rates(answers.expand(3, -1, -1), said)[:, 0].tolist() == pytest.approx(wanted, abs=1e-8)
 
 
-def test_answers_of_several_levels_give_the_rates_of_greatest_likelihood():
-    answers = torch.tensor([[0.1, 0.05], [0.6, 0.1], [0.2, 0.25], [0.1, 0.6]], dtype=torch.float64)
-    shares = torch.tensor([0.1, 0.5, 0.2, 0.2], dtype=torch.float64)
-    first = torch.linspace(0, 1, 100_001, dtype=torch.float64)
-    told = answers @ torch.stack([first, 1 - first])  # (answer, rate)
-    likelihood = (shares[:, None] * told.log()).sum(0)
-    rate = solve_rates(answers[None], shares[None])[0]
-    assert rate[0].item() == pytest.approx(first[likelihood.argmax()].item(), abs=2e-5)
-    assert 0.1 < rate[0].item() < 0.9
+@pytest.mark.parametrize("groups", [2, 3])
+def test_answers_of_several_levels_give_the_rates_of_greatest_likelihood(groups):
+    rng = np.random.default_rng(groups)
+    for _ in range(5):
+        answers, shares = rng.dirichlet(np.ones(6), groups).T, rng.dirichlet(np.ones(6))
+        grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 401)] * (groups - 1)), -1).reshape(-1, groups - 1)
+        grid = np.concatenate([grid, 1 - grid.sum(1, keepdims=True)], 1)
+        grid = grid[grid[:, -1] >= 0]
+        likelihood = np.log(grid @ answers.T) @ shares
+        rate = solve_rates(torch.from_numpy(answers)[None], torch.from_numpy(shares)[None])[0]
+        assert rate.tolist() == pytest.approx(grid[likelihood.argmax()].tolist(), abs=6e-3)
+        assert np.log(answers @ rate.numpy()) @ shares >= likelihood.max() - 1e-6
+
+
+def likeliest(answers, said):
+    """The first of two rates, by a search along it."""
+    return minimize_scalar(
+        lambda rate: -(said * np.log(answers @ [rate, 1 - rate] + 1e-12)).sum(), bounds=(0, 1), method="bounded"
+    ).x  # fmt: skip
+
+
+def test_an_interval_ends_where_audits_simulated_one_by_one_seldom_find_as_much():
+    known, answered = torch.tensor([[30, 4], [50, 11], [14, 45], [6, 40]]), torch.tensor([80, 120, 60, 40])
+    found = estimate_rates(known, answered)
+    truth = (known.double() + 0.25).numpy()
+    truth /= truth.sum(0)
+    rng = np.random.default_rng(1)
+    for end, far in ((float(found.low[0]), np.greater_equal), (float(found.high[0]), np.less_equal)):
+        hits = 0
+        for _ in range(1500):
+            answers = np.stack([rng.multinomial(100, one) / 100 for one in truth.T], 1)
+            said = rng.multinomial(300, truth @ [end, 1 - end]) / 300
+            hits += far(likeliest(answers, said), float(found.rate[0]))
+        assert 0.012 < hits / 1500 < 0.042
 
 
 def test_enrichment_is_fishers_exact_test():

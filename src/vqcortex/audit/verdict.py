@@ -18,6 +18,7 @@ Word: TypeAlias = Literal["biased", "even", "undecided"]
 ENOUGH = 50
 ENOUGH_NEUTRAL = 100
 SURE = 0.1  # how much less sure of neutral images than of known ones a classifier may be
+UNLIKE = 0.01  # p-value up to which neutral images are taken to look otherwise than known ones
 CONFOUNDED = 0.5  # Cramer's V from which two labels are hard to tell apart
 
 
@@ -132,6 +133,27 @@ def correction_notes(rates: Rates, names: Sequence[str], tolerance: float) -> It
             f"the extractor calls {said:.0%} of the neutral images {names[number]!r}, and the errors it makes on "
             f"held-out images turn that into {rate:.0%}: right if neutral images are as hard to tell as those; if they "
             f"are clearer cases, the truth is nearer to {said:.0%}"
+        )
+
+
+def misfit_notes(rates: Rates, names: Sequence[str], tolerance: float) -> Iterator[str]:
+    """Whether neutral images answer like no mixture of the known ones, one sentence.
+
+    Of no account where the extractor errs too rarely for a rate to be wrong by what is tolerated.
+
+    Args:
+        rates: Of neutral images.
+        names: Of the groups.
+        tolerance: As a share.
+    """
+    times, p = rates.misfit()
+    if p <= UNLIKE and rates.errs > tolerance / 2:
+        number = int(rates.rate.argmax())
+        low, high = rates.ends(number, 0.95, dispersion=times)
+        yield (
+            f"the extractor's answers to neutral images are no mixture of its answers to held-out ones (p = {p:.1g}): "
+            "images of a group look otherwise there, and intervals, which know of chance only, are too narrow; with "
+            f"that misfit taken for noise, {low:.0%} to {high:.0%} are {names[number]!r}"
         )
 
 

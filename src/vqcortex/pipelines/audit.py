@@ -22,7 +22,15 @@ from vqcortex.audit.carriers import Carriers, carriers_table, count_lists, find_
 from vqcortex.audit.effect import check_groups, cliffs_delta, live_codes, paired_signs
 from vqcortex.audit.rates import Answers, Rates, estimate_rates, known_answers, reference_rates
 from vqcortex.audit.reference import published_half_delta
-from vqcortex.audit.verdict import Verdict, confounding_notes, correction_notes, judge_rates, overall, thin_notes
+from vqcortex.audit.verdict import (
+    Verdict,
+    confounding_notes,
+    correction_notes,
+    judge_rates,
+    misfit_notes,
+    overall,
+    thin_notes,
+)
 from vqcortex.calibration import fit_temperature
 from vqcortex.concepts.pooling import concept_tokens, count_image_tokens
 from vqcortex.errors import DataError
@@ -183,6 +191,7 @@ def audit_neutral(learned: Learned, neutral: Grids, settings: AuditSettings) -> 
     notes = [
         *thin_notes(learned.confusion, len(neutral), learned.names, sureness),
         *correction_notes(rates, learned.names, settings.tolerance),
+        *misfit_notes(rates, learned.names, settings.tolerance),
         *confounding_notes(labels_of(learned.groups)),
         *_list_notes(learned.lists),
     ]

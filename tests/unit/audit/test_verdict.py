@@ -12,6 +12,7 @@ from vqcortex.audit.verdict import (
     correction_notes,
     cramers_v,
     judge_rates,
+    misfit_notes,
     overall,
     thin_notes,
 )
@@ -60,6 +61,17 @@ def test_a_correction_that_makes_a_difference_is_told_and_a_small_one_is_not():
     assert "turn that into 90%" in note
     assert not list(correction_notes(estimate_rates(hardly, said), ("a", "b"), 0.05))
     assert not list(correction_notes(estimate_rates(often, said), ("a", "b"), 0.2))
+
+
+def test_neutral_images_that_look_otherwise_are_told_where_errors_matter():
+    known, odd = torch.tensor([[90, 5], [60, 45], [45, 60], [5, 90]]), torch.tensor([450, 50, 50, 450])
+    found = estimate_rates(known, odd)
+    (note,) = misfit_notes(found, ("a", "b"), 0.05)
+    low, high = found.ends(0, 0.95, dispersion=found.misfit()[0])
+    assert "no mixture of its answers to held-out ones (p = " in note
+    assert f"{low:.0%} to {high:.0%} are 'a'" in note
+    assert not list(misfit_notes(found, ("a", "b"), 0.6))
+    assert not list(misfit_notes(estimate_rates(known, torch.tensor([240, 260, 260, 240])), ("a", "b"), 0.05))
 
 
 def test_a_perfect_confounder_is_refused_by_name():

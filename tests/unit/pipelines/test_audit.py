@@ -83,7 +83,8 @@ def test_batches_change_no_figure(learned):
     neutral = marked(0.8, "neutral", 50)
     one, other = (audit_neutral(learned, neutral, replace(SETTINGS, batch=batch)) for batch in (50, 7))
     assert torch.equal(one.called, other.called)
-    assert torch.equal(one.rates.draws, other.rates.draws)
+    for name in ("rate", "low", "high", "answered"):
+        assert torch.equal(getattr(one.rates, name), getattr(other.rates, name))
 
 
 def test_thin_sets_are_warned_of(learned):
