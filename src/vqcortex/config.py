@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from vqcortex.errors import ConfigError
 
@@ -46,6 +47,28 @@ def raise_all(problems: Iterable[str]) -> None:
     if found := list(problems):
         lines = "; ".join(found)
         raise ConfigError(f"{len(found)} setting{'s' if len(found) > 1 else ''} wrong: {lines}")
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Settings that say what is wrong with them."""
+
+    def problems(self) -> Iterator[str]:
+        """One sentence each."""
+        ...
+
+
+def check_all(settings: Checked) -> None:
+    """Return quietly, or raise one ConfigError with all problems of a dataclass and its numbers that are not finite."""
+    found = list(settings.problems())
+    named = {one.split("=")[0] for one in found}
+    for one in fields(settings):  # type: ignore[arg-type]
+        name, value = one.name.replace("_", "-"), getattr(settings, one.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            is_known = name in named or name.removesuffix("s") in named
+            if isinstance(number, float) and not math.isfinite(number) and not is_known:
+                found.append(f"{name}={number} must be a finite number")
+    raise_all(found)
 
 
 def plain(settings: object) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Settings carry their own help and list all their problems."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -35,6 +36,28 @@ def test_help_is_the_string_under_the_field():
 def test_every_setting_has_help_and_sound_defaults(one):
     assert {field.name for field in fields(one)} == set(help_of(one))
     one(**ASKED.get(one.__name__, {})).check()
+
+
+FLOATS = [
+    (one, field.name, field.default)
+    for one in (*CLASSES, all_settings.WorldsSettings)
+    for field in fields(one)
+    if isinstance(field.default, float)
+    or (isinstance(field.default, tuple) and any(isinstance(number, float) for number in field.default))
+]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("one", "name", "default"), FLOATS, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_a_number_that_is_not_finite_is_refused(one, name, default, wrong):
+    given = {name: (wrong,) if isinstance(default, tuple) else wrong}
+    with pytest.raises(ConfigError, match=f"settings? wrong: .*{wrong}"):
+        one(**ASKED.get(one.__name__, {}), **given).check()
+
+
+def test_a_reference_that_is_not_finite_is_refused():
+    with pytest.raises(ConfigError, match="reference=nan must be a finite number"):
+        all_settings.AuditSettings(**ASKED["AuditSettings"], reference=(0.5, math.nan)).check()
 
 
 def test_there_are_settings_to_check():

@@ -22,6 +22,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -349,7 +350,7 @@ def reference_rates(shares: Sequence[float], groups: int) -> Float[Tensor, " c"]
     """
     if not shares:
         return torch.full((groups,), 1 / groups, dtype=torch.float64)
-    if len(shares) != groups or min(shares) <= 0:
+    if len(shares) != groups or not all(0 < one < math.inf for one in shares):
         given = ",".join(f"{one:g}" for one in shares)
         raise ConfigError(f"reference={given} must be {groups} shares above 0, one per group in their order")
     found = torch.tensor(shares, dtype=torch.float64)

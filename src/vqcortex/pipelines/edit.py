@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +24,7 @@ from vqcortex.editing.protocol import Means, Task
 from vqcortex.editing.smallest import Smallest
 from vqcortex.editing.swaps import best_window, copied, masked, parse_swaps, swapped, swaps_between, where_tokens
 from vqcortex.engine.protocol import SERIAL, Engine
-from vqcortex.errors import ConfigError, DataError, StudyError
+from vqcortex.errors import ConfigError, DataError, StudyError, VqCortexError
 from vqcortex.evaluation.judge import ask
 from vqcortex.files import write_json
 from vqcortex.images.pixels import load_pixels
@@ -38,8 +40,9 @@ from vqcortex.pipelines.search import is_likely, read_region
 from vqcortex.pipelines.settings import EditSettings
 from vqcortex.pipelines.stamps import check_trust
 from vqcortex.pipelines.strips import strip
-from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
+from vqcortex.pipelines.study import Study, run_stage, stage_key
 from vqcortex.results import Column, Table, load_table, save_table
+from vqcortex.tokens.grid import check_tokens
 from vqcortex.tokens.shard import joined
 from vqcortex.tokens.store import TokenBatch, TokenStore
 
@@ -294,23 +297,42 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: It is none, or of another format.
     """
-    record = read_json(path)
-    if record.get("format") != FORMAT or not {"settings", "images", "identity", "radius"} <= set(record):
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StudyError(f"record {str(path)!r} cannot be read ({error}); give the record.json of an edit") from error
+    wanted = {"settings", "images", "identity", "model", "radius"}
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not wanted <= set(record):
         raise StudyError(f"{str(path)!r} is no record of an edit that this version reads; give a record.json of one")
     return record
 
 
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Say of a record that was written by hand or damaged that it was."""
+    try:
+        yield
+    except VqCortexError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StudyError(f"the record was changed and makes no edit ({said[:200]}); make it again") from error
+
+
 def _as_recorded(settings: EditSettings, record: Mapping[str, Any]) -> EditSettings:
     """The settings of the record, in this study and on this device."""
-    kept = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in record["settings"].items()
-        if value is not None
-    }
     same = {name: getattr(settings, name) for name in ("out", "device", "batch", "require_trust", "replay")}
-    if "judge_concepts" in kept:
-        kept["judge_concepts"] = Path(str(kept["judge_concepts"]))
-    return EditSettings(**{**kept, **same})
+    with _unchanged():
+        kept = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record["settings"].items()
+            if value is not None
+        }
+        if "judge_concepts" in kept:
+            kept["judge_concepts"] = Path(str(kept["judge_concepts"]))
+        recorded = EditSettings(**{**kept, **same})
+        recorded.check()
+    return recorded
 
 
 def _made_again(record: Mapping[str, Any], loaded: Loaded) -> Edited:
@@ -320,14 +342,20 @@ def _made_again(record: Mapping[str, Any], loaded: Loaded) -> Edited:
             f"the record is of model {record['model']!r} ({record['identity'][:12]}), not of {loaded.model.name!r} "
             f"({loaded.model.identity[:12]}); replay it in a study of its own model"
         )
-    batch = image_of(loaded.store, [one["image_id"] for one in record["images"]])
-    grids = {name: torch.tensor([one[name] for one in record["images"]]) for name in ("before", "after", "free")}
-    if not torch.equal(grids["before"], batch.tokens):
+    with _unchanged():
+        batch = image_of(loaded.store, [one["image_id"] for one in record["images"]])
+        before, after, free = (
+            torch.tensor([one[name] for one in record["images"]], dtype=batch.tokens.dtype).view_as(batch.tokens)
+            for name in ("before", "after", "free")
+        )
+        target = torch.tensor(
+            [NOWHERE if one["target"] is None else loaded.concepts.index(one["target"]) for one in record["images"]]
+        )
+        radius = int(record["radius"])
+    if not torch.equal(before, batch.tokens):
         raise StudyError("the record's images have other tokens in this study; replay it where it was made")
-    target = torch.tensor(
-        [NOWHERE if one["target"] is None else loaded.concepts.index(one["target"]) for one in record["images"]]
-    )
-    return Edited(batch=batch, target=target, free=grids["free"].bool(), after=grids["after"], radius=record["radius"])
+    check_tokens(after, loaded.model.k)
+    return Edited(batch=batch, target=target, free=free.bool(), after=after, radius=radius)
 
 
 def _record(settings: EditSettings, made: Edited, loaded: Loaded) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqcortex.config import raise_all
+from vqcortex.config import check_all
 
 WITHOUT_EFFECT = frozenset({"out", "device", "batch", "tensorboard", "require_trust", "replay"})
 
@@ -37,7 +37,7 @@ class StudySettings:
 
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""
-        raise_all(self.problems())
+        check_all(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -741,7 +741,7 @@ class DoctorSettings:
 
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""
-        raise_all(self.problems())
+        check_all(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -816,4 +816,4 @@ class WorldsSettings:
 
     def check(self) -> None:
         """Return quietly, or raise one ConfigError that lists everything wrong."""
-        raise_all(self.problems())
+        check_all(self)

@@ -1,5 +1,7 @@
 """Rates come out right whatever the classifier's errors are, and the interval knows what is not known."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,8 @@ def test_references_are_shares():
         reference_rates((1, 0), 2)
     with pytest.raises(ConfigError, match=r"reference=0.5,0.5 must be 3 shares"):
         reference_rates((0.5, 0.5), 3)
+    with pytest.raises(ConfigError, match=r"reference=0.5,nan must be 2 shares above 0"):
+        reference_rates((0.5, math.nan), 2)
 
 
 def test_confusion_and_skill():

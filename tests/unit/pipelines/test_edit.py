@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vqcortex.editing.swaps import parse_swaps, swapped
-from vqcortex.errors import ConfigError, DataError, StudyError, TokenError, UnknownName
+from vqcortex.errors import ConfigError, DataError, StudyError, TokenError, UnknownName, VqCortexError
 from vqcortex.pipelines import edit as editing
 from vqcortex.pipelines.edit import edit, edit_stages, image_of, inside_of, told
 from vqcortex.pipelines.loaded import load_all
@@ -90,6 +90,44 @@ def test_a_record_of_another_model_or_of_nothing_is_refused(copied, tmp_path):
         edit(EditSettings(out=copied, replay=other))
     with pytest.raises(StudyError, match="no record of an edit"):
         edit(EditSettings(out=copied, replay=folder / "stage.json"))
+    with pytest.raises(StudyError, match=r"cannot be read .* give the record.json of an edit"):
+        edit(EditSettings(out=copied, replay=folder / "strip.png"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"settings": []}, "AttributeError"),
+        ({"settings": {"nobody": 1}}, "unexpected keyword argument 'nobody'"),
+        ({"settings": {"edit_images": "many"}}, "was changed and makes no edit"),
+        ({"images": [{"image_id": "x"}]}, "the study has no image 'x'"),
+        ({"images": None}, "TypeError"),
+        ({"radius": "wide"}, "ValueError"),
+    ],
+)
+def test_a_record_changed_by_hand_is_refused_and_costs_no_edit(copied, tmp_path, hashes, changed, why):
+    folder, record, _ = made(copied)
+    before, other = hashes(folder), tmp_path / "other.json"
+    other.write_text(json.dumps({**record, **changed}))
+    with pytest.raises(VqCortexError, match=why):
+        edit(EditSettings(out=copied, replay=other))
+    assert hashes(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"after": [[99] * 4] * 4}, "tokens span"),
+        ({"after": [[1]]}, "was changed and makes no edit"),
+        ({"target": "nothing"}, "was changed and makes no edit"),
+    ],
+)
+def test_an_image_of_a_record_changed_by_hand_is_refused(copied, tmp_path, changed, why):
+    _, record, _ = made(copied)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**record, "images": [{**record["images"][0], **changed}]}))
+    with pytest.raises(VqCortexError, match=why):
+        edit(EditSettings(out=copied, replay=other))
 
 
 def test_explicit_swaps_and_copies_are_made_as_they_are_asked_for(copied):
