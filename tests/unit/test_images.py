@@ -259,14 +259,27 @@ def test_a_folder_without_splits_has_no_test_images(tmp_path):
 
 
 def test_a_folder_without_class_folders_shows_the_layout_wanted(tmp_path):
-    write(tmp_path / "flat/1.png", picture())
-    with pytest.raises(DataError, match=r"flat' has no class folders; put each .* flat/cat/1.png and flat/dog/2.png"):
+    write(tmp_path / "flat/1.txt", b"x")
+    with pytest.raises(DataError, match=r"flat' has no class folders and no .* flat/cat/1.png and flat/dog/2.png"):
         open_images(f"imagefolder:{tmp_path / 'flat'}")
     write(tmp_path / "texts/class/1.txt", b"x")
     with pytest.raises(DataError, match=r"the folders in .*texts' hold no pictures; wanted: .bmp, .jpeg"):
         open_images(f"imagefolder:{tmp_path / 'texts'}")
     with pytest.raises(DataError, match="has no class folders"):
-        open_images(f"imagefolder:{tmp_path / 'flat/1.png'}")
+        open_images(f"imagefolder:{tmp_path / 'flat/1.txt'}")
+
+
+def test_a_flat_folder_is_one_concept_called_as_it_is(tmp_path):
+    write(tmp_path / "marked/b.png", picture("red"))
+    write(tmp_path / "marked/a.JPG", picture("blue"))
+    write(tmp_path / "marked/notes.txt", b"x")
+    source = open_images(f"imagefolder:{tmp_path / 'marked'}")
+    assert source.concepts == ("marked",)
+    assert told(source) == [("a.JPG", 0, (0, 0, 255)), ("b.png", 0, (255, 0, 0))]
+    assert source.is_flat
+    assert not open_images(f"imagefolder:{tmp_path}").is_flat
+    with pytest.raises(DataError, match="not divided into splits, so it has no 'test'"):
+        open_images(f"imagefolder:{tmp_path / 'marked'}", "test")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", picture()[:40], picture()[:50], picture(kind="JPEG")[:200]])

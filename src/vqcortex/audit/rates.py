@@ -147,7 +147,10 @@ class _Audits:
         # A named group is worth half an image before: what no known image was answered may still be answered.
         prior = found.known.double().numpy() + 0.5 / levels
         *known, size = (max(1, round(int(one) / dispersion)) for one in (*found.known.sum(0), found.answered.sum()))
+        # Latin hypercubes: one number in every thousandth (of 1,000 draws), so that tails are not left to luck.
         chance = rng.random((len(known) + 1, found.draws, len(prior) - 1))
+        strata = np.broadcast_to(np.arange(found.draws)[:, None], chance.shape)
+        chance = (rng.permuted(strata, axis=1) + chance) / found.draws
         self._found, self._group, self._size, self._chance = found, group, size, chance[-1]
         self._truth = prior / prior.sum(0)
         answers = [_drawn(*one) for one in zip(known, self._truth.T, chance, strict=False)]

@@ -1,4 +1,4 @@
-"""`imagefolder:FOLDER`, one folder per concept, as torchvision's ImageFolder reads it."""
+"""`imagefolder:FOLDER`, one folder per concept, as torchvision's ImageFolder reads it, or one flat folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 
 @final
 class FolderSource:
-    """Pictures anywhere below CONCEPT/; or below train/CONCEPT/, val/CONCEPT/, test/CONCEPT/."""
+    """Pictures anywhere below CONCEPT/; or below train/CONCEPT/, val/CONCEPT/, test/CONCEPT/.
+
+    Pictures beside each other, with no folder among them, are of one concept called as their folder: a group of
+    an audit, say.
+    """
 
     def __init__(self, place: str, split: str) -> None:
         root = existing(place)
         splits = _splits(root)
         chosen = _chosen(root, splits, split)
-        self.concepts = _concepts(chosen, splits)
-        self._files = [(file, n) for n, name in enumerate(self.concepts) for file in _pictures(chosen / name)]
+        flat = [] if splits or _folders(chosen) else _pictures(chosen)
+        self.is_flat = bool(flat)
+        """Whether there are no class folders, so that a picture's concept says no more than where it comes from."""
+        self.concepts = (_as_id(Path(chosen.absolute().name)),) if flat else _concepts(chosen, splits)
+        self._files = [(file, 0) for file in flat] or [
+            (file, n) for n, name in enumerate(self.concepts) for file in _pictures(chosen / name)
+        ]
         if not self._files:
             raise DataError(f"the folders in {str(chosen)!r} hold no pictures; wanted: {', '.join(SUFFIXES)}")
         self.image_ids: Sequence[str] = [_as_id(file.relative_to(root)) for file, _ in self._files]
@@ -68,7 +77,7 @@ def _concepts(chosen: Path, splits: dict[str, Path]) -> tuple[str, ...]:
     names = sorted({name for folder in splits.values() or [chosen] for name in _folders(folder)})
     if not names:
         raise DataError(
-            f"{str(chosen)!r} has no class folders; put each class in its own, as in "
+            f"{str(chosen)!r} has no class folders and no pictures; put each class in its own, as in "
             f"{chosen.name}/cat/1.png and {chosen.name}/dog/2.png"
         )
     return tuple(names)

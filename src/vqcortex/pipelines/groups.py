@@ -21,6 +21,7 @@ from vqcortex.engine.protocol import SERIAL, Engine
 from vqcortex.errors import ConfigError, DataError
 from vqcortex.files import hash_of_bytes
 from vqcortex.images import load_pixels, open_images
+from vqcortex.images.folder import FolderSource
 from vqcortex.pipelines.plan import SPLITS, Encoded, Generated, Wanted
 from vqcortex.pipelines.progress import QUIET, Progress
 from vqcortex.tokens.manifest import FILE as MANIFEST
@@ -82,7 +83,8 @@ class Group:
         name: Of the group.
         place: As the user wrote it.
         source: What is there.
-        is_named: Whether the user chose its concepts; then these make the group and say nothing more about it.
+        is_named: Whether the user chose its concepts, or they are but the folder's name; then these make the group and
+            say nothing more about it.
     """
 
     name: str
@@ -151,7 +153,10 @@ def open_group(name: str, place: str, model: Adapter, most: int, split: str) -> 
         source = _source_at(where, chosen if mark else "", model, most, split)
     except (ConfigError, DataError) as error:
         raise error.within(group=name) from error
-    return Group(name=name, place=place, source=source, is_named=bool(mark) or isinstance(source, Generated))
+    is_flat = isinstance(source, Encoded) and isinstance(source.source, FolderSource) and source.source.is_flat
+    return Group(
+        name=name, place=place, source=source, is_named=bool(mark) or is_flat or isinstance(source, Generated)
+    )  # fmt: skip
 
 
 def _source_at(where: str, chosen: str, model: Adapter, most: int, split: str) -> Generated | Encoded | Stored:

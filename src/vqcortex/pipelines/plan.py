@@ -211,7 +211,7 @@ def choose(asked: Sequence[str], known: Sequence[str], owner: str) -> tuple[str,
     if len(chosen) < 2:
         raise ConfigError(
             f"{len(chosen)} concept(s) chosen of {owner}; an extractor needs at least 2 to tell apart: "
-            "add to --concepts"
+            "take more with --concepts, or a source that has more"
         )
     return chosen
 

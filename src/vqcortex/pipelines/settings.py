@@ -695,6 +695,8 @@ class AuditSettings(JudgedSettings):
                 yield f"{name.replace('_', '-')}={getattr(self, name)} must be at least {bound}"
         if len(self.groups) < 2:
             yield f"{len(self.groups)} group(s) given; an audit compares at least 2: --groups NAME=PLACE, once for each"
+        elif self.reference and len(self.reference) != len(self.groups):
+            yield f"{len(self.reference)} reference share(s) given for {len(self.groups)} groups; give one for each"
         if not self.neutral:
             yield "neutral is empty; name the images to audit, as in --neutral concept:NAME"
         if not 0 <= self.tolerance < 1:

@@ -53,7 +53,7 @@ def test_several_groups_have_intervals_that_hold_their_rates():
         known = torch.from_numpy(np.stack([rng.multinomial(80, one) for one in answers.T], 1))
         found = estimate_rates(known, torch.from_numpy(rng.multinomial(300, answers @ truth)), draws=200, seed=seed)
         hits += (found.low <= torch.from_numpy(truth)) & (torch.from_numpy(truth) <= found.high)
-    assert (hits >= 21).all()
+    assert (hits >= 20).all()
 
 
 def test_two_groups_have_one_interval_between_them():

@@ -61,6 +61,13 @@ def test_pictures_are_encoded_with_their_folders_as_labels(pictures):
     assert (chosen.tokens == MODEL.concepts.index("green")).all()
 
 
+def test_flat_folders_are_groups_whose_names_are_no_labels(pictures):
+    found = read("with", f"imagefolder:{pictures / 'green'}")
+    assert len(found) == 4
+    assert found.labels is None
+    assert (found.tokens == MODEL.concepts.index("green")).all()
+
+
 def test_a_study_gives_its_store_and_one_concept_of_it(toy_study):
     found = read("study", str(toy_study.folder), most=33)
     assert len(found) == 33
