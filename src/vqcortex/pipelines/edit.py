@@ -171,7 +171,10 @@ def _made(
         place = place_of(loaded.model)
         inside = inside_of(free, radius, place)
         task = replace(task, free=free, inside=inside)
-        after = _strategy(settings)(task, means).cpu()
+        try:
+            after = _strategy(settings)(task, means).cpu()
+        except ConfigError as error:  # which knows concepts by number only
+            raise error.within(source=settings.source, target=settings.target) from error
     return Edited(batch=batch, target=target, free=free.cpu(), after=after, radius=radius)
 
 
