@@ -118,8 +118,9 @@ def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
         return [{"when": when, "recognised": share} for when, share in (("before", 0.9), ("after", after))]
 
     same = {"high": "bright", "errs": 0.1, "coarse": [0.6, 0.4, 0.7]}
-    even = {"true": 0.5, "said": 0.51, "rate": 0.51, "low": 0.45, "high_end": 0.55, "word": "even", **same}
-    biased = {"true": 0.7, "said": 0.68, "rate": 0.66, "low": 0.6, "high_end": 0.69, "word": "biased", **same}
+    unlike, alike = ({"misfit": [times, p], "wide": [0.5, 0.8]} for times, p in ((9.0, 0.001), (1.1, 0.3)))
+    even = {"true": 0.5, "said": 0.51, "rate": 0.51, "low": 0.45, "high_end": 0.55, "word": "even", **same, **alike}
+    biased = {"true": 0.7, "said": 0.68, "rate": 0.66, "low": 0.6, "high_end": 0.69, "word": "biased", **same, **unlike}
     for number, rule in enumerate(recipe.cifar10.RULES):
         repair = {} if number else {"repair": {"true": 0.52, "rows": rows(0.89)}}
         for name, one in (("ship", biased | repair), ("frog", even)):
@@ -129,6 +130,8 @@ def test_the_section_counts_alarms_and_repairs(recipe, tmp_path):
     assert "they are 10.0 points off the truth on average and 10.0 at most, 0 at most 5, and 6 intervals hold" in text
     assert "errors and all, is 1.5 points off the truth on average and 2.0 at most, 6 at most 5." in text
     assert "3 of 6 = 50.0%" in text
+    assert "In 3 of 6 audits the answers are no mixture of those to known images (p at most 0.01)" in text
+    assert "the interval holds the truth in 0 of them, the wider one of the note in 3." in text
     assert "Of 3 rates that are truly more than 5 points from even, 3 are called biased; of the 3 others, 0." in text
     assert "within 5 points of even in 1 of 1, 1 of them at 3 points" in text
     assert "| ship | bright | 70.0 | 68.0 | 66.0 [60.0, 69.0] | 10.0 | biased | 52.0 | +1.0 |" in text

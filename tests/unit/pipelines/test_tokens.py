@@ -111,8 +111,10 @@ def test_a_broken_image_is_named(tmp_path, folder_of_images):
 
 def test_a_folder_without_classes_says_what_is_wanted(tmp_path):
     (tmp_path / "flat").mkdir()
+    with pytest.raises(DataError, match="has no class folders and no pictures"):
+        make_tokens(settings(tmp_path / "s", images=f"imagefolder:{tmp_path / 'flat'}"))
     (tmp_path / "flat" / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="class"):
+    with pytest.raises(ConfigError, match="at least 2 to tell apart: take more with --concepts, or a source that has"):
         make_tokens(settings(tmp_path / "s", images=f"imagefolder:{tmp_path / 'flat'}"))
 
 

@@ -128,7 +128,7 @@ def test_nothing_to_mend_is_said(pictures, tmp_path, monkeypatch):
         ({"repair": "suppress", "judges": "zoo:fashion"}, ConfigError, "judge 'cnn' does not know 'red'"),
         ({"repair": "suppress", "judges": "toy"}, ModelError, "model 'toy' takes no bias"),
         ({"repair": "suppress", "judges": "/nowhere"}, ModelError, "no judges lie with '/nowhere'"),
-        ({"reference": (0.2, 0.3, 0.5)}, ConfigError, "reference=0.2,0.3,0.5 must be 2 shares"),
+        ({"reference": (0.2, 0.3, 0.5)}, ConfigError, r"3 reference share\(s\) given for 2 groups; give one for each"),
         ({"tolerance": 1.0, "audit_alpha": 0.0}, ConfigError, r"(?s)tolerance=1.0 must lie.*audit-alpha=0.0"),
     ],
 )
