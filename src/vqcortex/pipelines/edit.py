@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,7 +39,7 @@ from vqcortex.pipelines.search import is_likely, read_region
 from vqcortex.pipelines.settings import EditSettings
 from vqcortex.pipelines.stamps import check_trust
 from vqcortex.pipelines.strips import strip
-from vqcortex.pipelines.study import Study, run_stage, stage_key
+from vqcortex.pipelines.study import Study, read_json, run_stage, stage_key
 from vqcortex.results import Column, Table, load_table, save_table
 from vqcortex.tokens.grid import check_tokens
 from vqcortex.tokens.shard import joined
@@ -300,12 +299,9 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: It is none, or of another format.
     """
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StudyError(f"record {str(path)!r} cannot be read ({error}); give the record.json of an edit") from error
+    record = read_json(path, "give the record.json of an edit")
     wanted = {"settings", "images", "identity", "model", "radius"}
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not wanted <= set(record):
+    if record.get("format") != FORMAT or not wanted <= set(record):
         raise StudyError(f"{str(path)!r} is no record of an edit that this version reads; give a record.json of one")
     return record
 
@@ -346,7 +342,12 @@ def _made_again(record: Mapping[str, Any], loaded: Loaded) -> Edited:
             f"({loaded.model.identity[:12]}); replay it in a study of its own model"
         )
     with _unchanged():
-        batch = image_of(loaded.store, [one["image_id"] for one in record["images"]])
+        names = [str(one["image_id"]) for one in record["images"]]
+        radius = int(record["radius"])
+        if not names or radius < 0:
+            raise ValueError(f"{len(names)} images, radius {radius}")
+    batch = image_of(loaded.store, names)  # outside: what is wrong with the store is not the record's fault
+    with _unchanged():
         before, after, free = (
             torch.tensor([one[name] for one in record["images"]], dtype=batch.tokens.dtype).view_as(batch.tokens)
             for name in ("before", "after", "free")
@@ -354,7 +355,6 @@ def _made_again(record: Mapping[str, Any], loaded: Loaded) -> Edited:
         target = torch.tensor(
             [NOWHERE if one["target"] is None else loaded.concepts.index(one["target"]) for one in record["images"]]
         )
-        radius = int(record["radius"])
     if not torch.equal(before, batch.tokens):
         raise StudyError("the record's images have other tokens in this study; replay it where it was made")
     check_tokens(after, loaded.model.k)

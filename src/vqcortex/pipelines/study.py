@@ -141,8 +141,12 @@ class Study:
             yield
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, mend: str = "remove it and run the same command again") -> dict[str, Any]:
     """Read a JSON object.
+
+    Args:
+        path: Of the file.
+        mend: What to do if it is none; by default as of a file that a stage wrote.
 
     Raises:
         StudyError: The file is not one.
@@ -150,9 +154,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise StudyError(f"{str(path)!r} cannot be read ({error}); remove it and run the same command again") from error
+        raise StudyError(f"{str(path)!r} cannot be read ({error}); {mend}") from error
     if not isinstance(value, dict):
-        raise StudyError(f"{str(path)!r} holds {type(value).__name__}, not an object; remove it and run again")
+        raise StudyError(f"{str(path)!r} holds {type(value).__name__}, not an object; {mend}")
     return value
 
 

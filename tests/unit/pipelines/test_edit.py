@@ -103,6 +103,9 @@ def test_a_record_of_another_model_or_of_nothing_is_refused(copied, tmp_path):
         ({"images": [{"image_id": "x"}]}, "the study has no image 'x'"),
         ({"images": None}, "TypeError"),
         ({"radius": "wide"}, "ValueError"),
+        ({"radius": -3}, "radius -3"),
+        ({"images": []}, "0 images"),
+        ({"images": [{"image_id": ["x"]}]}, "the study has no image"),
     ],
 )
 def test_a_record_changed_by_hand_is_refused_and_costs_no_edit(copied, tmp_path, hashes, changed, why):
