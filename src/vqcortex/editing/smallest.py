@@ -119,7 +119,8 @@ class Smallest:
         """
         order = worth.round(decimals=DIGITS).sort(dim=1, descending=True, stable=True).indices
         worth, each = worth.gather(1, order), torch.arange(len(grids), device=grids.device)
-        enough = worth >= least[:, None]
+        # Up to the first that is not: the order is by rounded worth, and an image must not hang on its company.
+        enough = (worth >= least[:, None]).int().cummin(1).values.bool()
         keeps = enough.clone() if self.budget is None else torch.zeros_like(enough)
         rows, done, number = each[~keeps.any(1)], 0, 1
         while (asked := enough[rows, done : done + number]).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -170,6 +172,16 @@ def test_a_leak_is_asked_of_the_best_first_and_changes_no_edit(seed):
     unbound = Smallest(sureness=3.0, candidates=16)(task, means)
     assert not torch.equal(lazy, unbound)
     assert torch.equal(lazy[1], unbound[1])
+
+
+def test_a_grid_behind_one_that_is_not_enough_is_not_taken():
+    grids, least = cells(5)[:, None].repeat(2, 2, 1, 1), torch.tensor([1.00002, 1.00002], dtype=torch.float64)
+    worth = torch.tensor([[1.00001, 1.00004], [3.0, 1.0]], dtype=torch.float64)  # the first two are equal, rounded
+    task = task_of(cells(5).repeat(2, 1, 1))
+    for budget in (None, 1.0):
+        best, found = Smallest(budget=budget)._best(task, grids, worth, least, means_of())
+        assert best[1] == 0
+        assert found.tolist() == [-math.inf, 3.0]
 
 
 def test_a_lead_over_all_others_is_asked_of_every_other_concept():
