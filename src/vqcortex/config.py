@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from vqcortex.errors import ConfigError
 
@@ -51,7 +51,9 @@ def raise_all(problems: Iterable[str]) -> None:
 
 @runtime_checkable
 class Checked(Protocol):
-    """Settings that say what is wrong with them."""
+    """A dataclass of settings that say what is wrong with them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def problems(self) -> Iterator[str]:
         """One sentence each."""
@@ -62,10 +64,10 @@ def check_all(settings: Checked) -> None:
     """Return quietly, or raise one ConfigError with all problems of a dataclass and its numbers that are not finite."""
     found = list(settings.problems())
     named = {one.split("=")[0] for one in found}
-    for one in fields(settings):  # type: ignore[arg-type]
+    for one in fields(settings):
         name, value = one.name.replace("_", "-"), getattr(settings, one.name)
         for number in value if isinstance(value, tuple) else (value,):
-            is_known = name in named or name.removesuffix("s") in named
+            is_known = name in named or name.removesuffix("s") in named  # of shares, one is told of: share=nan
             if isinstance(number, float) and not math.isfinite(number) and not is_known:
                 found.append(f"{name}={number} must be a finite number")
     raise_all(found)
